@@ -8,13 +8,13 @@ __all__ = ['TILES', 'MIXES', 'RATES', 'BATCHES', 'SMALL', 'LARGE', 'OBSERVERS', 
            'ObserverTraining', 'observer_training', 'Published', 'published_rows', 'published', 'Recipe', 'citable',
            'Data', 'paper_factor', 'cell', 'tiny', 'get']
 
-# %% ../nbs/40_recipes.ipynb #05ba4715
+# %% ../nbs/40_recipes.ipynb #5f0de3b2
 import csv, difflib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #1efe1bc3
+# %% ../nbs/40_recipes.ipynb #30cb0673
 TILES = ('rows-and-columns', 'all', 'none')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
          'mixup': dict(mix_alpha=0.8, temperature=4.0),
@@ -59,7 +59,7 @@ class Training:
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES)
         if not self.lr > 0: raise ValueError(f'training: lr is {self.lr}: give a rate above 0')
 
-# %% ../nbs/40_recipes.ipynb #fbdb1955
+# %% ../nbs/40_recipes.ipynb #cc381b69
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -75,7 +75,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #26e4c473
+# %% ../nbs/40_recipes.ipynb #88024359
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -87,7 +87,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #63a34415
+# %% ../nbs/40_recipes.ipynb #8d9529c6
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -104,7 +104,7 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #d1c0d83c
+# %% ../nbs/40_recipes.ipynb #f7300a71
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -123,6 +123,7 @@ class ObserverTraining:
     padding: int = 4                    # pixels, for 'pad'
     min_scale: float = 0.08             # smallest area, for 'resized'
     flip: bool = True
+    precision: str = 'float32'          # 'bfloat16': autocast, about 1.7 times as fast where the processor has it
     images_per_class: int | None = None # at most that many, for a smoke test; None: all
 
     def __post_init__(self):
@@ -150,7 +151,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #f4bc5f02
+# %% ../nbs/40_recipes.ipynb #3437e33d
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -187,7 +188,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #b9152bb4
+# %% ../nbs/40_recipes.ipynb #c8192b30
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -222,10 +223,17 @@ class Recipe:
         return published(dataset=self.dataset, ipc=self.ipc, observer=citable(self.observer), student=citable(self.student))
 
     def __repr__(self):
-        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
         p = self.published
-        rows.append(('published', f'{p.top1} ± {p.std}  ({p.source})' if p else 'none'))
-        return '\n'.join(f'{k:18} {v}' for k, v in rows)
+        told = f'{p.top1} ± {p.std}  ({p.source})' if p else 'none'
+        return '\n'.join([*_lines(self), f"{'published':20} {told}"])
+
+def _lines(values, indent=''):
+    "One line a field, nested values below their name."
+    for f in fields(values):
+        v = getattr(values, f.name)
+        nested = hasattr(v, '__dataclass_fields__')
+        yield f"{indent + f.name:20} {v.name if nested else 'none' if v in (None, '', ()) else v}".rstrip()
+        if nested: yield from list(_lines(v, indent + '  '))[1:]
 
 CITABLE = {'mobilenet_v2': 'MobileNet-V2', 'efficientnet_b0': 'EfficientNet-B0', 'swin_v2_t': 'Swin-V2-Tiny'}
 
@@ -236,7 +244,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #e8c3ba76
+# %% ../nbs/40_recipes.ipynb #d8bcdaec
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -248,6 +256,7 @@ class Data:
     resnet_size: int        # pixels
     modified: bool = False  # ResNets for small images
     note: str = ''
+    convnet_note: str = ''
 
 FASTAI = "the published numbers use ILSVRC's 50 validation images a class; fast.ai's download holds about 390: say which one a number is for"
 DATASETS = {
@@ -259,13 +268,13 @@ DATASETS = {
     'ImageNet-10': Data('imagenet10', 'imagenet-10', 10, 'conv5', 128, 224),
     'ImageNet-100': Data('imagenet100', 'imagenet-100', 100, 'conv6', 128, 224),
     'ImageNet-1K': Data('imagenet1k', 'torchvision:ImageNet', 1000, 'conv4', 64, 224,
-                        note='the published code cannot run its ConvNet column: 64 px and factor 1 are our reading of the paper')}
+                        convnet_note='the published code cannot run this column: 64 px and factor 1 are our reading of the paper')}
 
 def paper_factor(size):
     "Four patches an image from 128 px on, else one: the factor, not its square."
     return 2 if size >= 128 else 1
 
-# %% ../nbs/40_recipes.ipynb #c25a9c50
+# %% ../nbs/40_recipes.ipynb #1da396b4
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -278,10 +287,12 @@ def cell(
     ours = {'convnet': d.convnet} | {r: r + '_modified' * d.modified for r in ('resnet18', 'resnet50', 'resnet101')}
     student = ours.get(student, student)
     observer = observer or (student if student == d.convnet else ours['resnet18'])
-    size = d.convnet_size if student == d.convnet else d.resnet_size
+    convnet = student == d.convnet
+    size = d.convnet_size if convnet else d.resnet_size
     released = f'torchvision:{observer}' if dataset == 'ImageNet-1K' and observer.startswith('resnet') else None
     return Recipe(name=f'{d.key}-{plain_name(student)}-ipc{ipc}', data=d.data, dataset=dataset, classes=d.classes, size=size,
-                  ipc=ipc, factor=paper_factor(size), observer=observer, student=student, note=d.note,
+                  ipc=ipc, factor=paper_factor(size), observer=observer, student=student,
+                  note=convnet and d.convnet_note or d.note,
                   training=paper_training(student, ipc, d.classes, dataset, observer=observer),
                   observer_training=None if released else observer_training(observer, dataset, size), observer_weights=released)
 
@@ -289,7 +300,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #0e09984b
+# %% ../nbs/40_recipes.ipynb #1b08a93b
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):
