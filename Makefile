@@ -1,0 +1,43 @@
+# make              set up .venv (once, and again when the dependency lists change)
+# make quickstart   the digits, end to end, in minutes: observer, distilled set, student
+# make test         every notebook, then pytest
+# make lab          JupyterLab on the notebooks
+# make export       notebooks -> rded/*.py, outputs cleaned
+# make clean        remove caches and out/; results, data and .venv stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.setup-done
+
+.PHONY: setup quickstart test lab export clean
+setup: $(SETUP)
+
+$(SETUP): settings.ini setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+quickstart: $(SETUP)
+	mkdir -p out
+	$(BIN)/papermill nbs/tutorials/quickstart.ipynb out/quickstart.ipynb -k python3 -p out out
+	@$(BIN)/python -c 'import json; [print(f"{v:6.1f} %  {k}") for k, v in json.load(open("out/quickstart.json"))["accuracies"].items()]'
+	@echo "executed notebook:  out/quickstart.ipynb"
+	@echo "the distilled set:  out/quickstart.png"
+
+test: export PATH := $(CURDIR)/$(BIN):$(PATH)
+test: export OMP_NUM_THREADS := 1
+test: export MPLBACKEND := Agg
+test: $(SETUP)
+	nbdev_test --n_workers 2
+	python -m pytest
+
+lab: $(SETUP)
+	$(BIN)/jupyter lab nbs
+
+export: $(SETUP)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+clean:
+	rm -rf out build dist .pytest_cache .hypothesis
+	find rded tests nbs -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
