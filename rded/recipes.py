@@ -8,13 +8,13 @@ __all__ = ['TILES', 'MIXES', 'RATES', 'BATCHES', 'SMALL', 'LARGE', 'OBSERVERS', 
            'ObserverTraining', 'observer_training', 'Published', 'published_rows', 'published', 'Recipe', 'citable',
            'Data', 'paper_factor', 'cell', 'tiny', 'get']
 
-# %% ../nbs/40_recipes.ipynb #5f0de3b2
+# %% ../nbs/40_recipes.ipynb #aa34c25b
 import csv, difflib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #30cb0673
+# %% ../nbs/40_recipes.ipynb #a8b693c8
 TILES = ('rows-and-columns', 'all', 'none')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
          'mixup': dict(mix_alpha=0.8, temperature=4.0),
@@ -59,15 +59,15 @@ class Training:
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES)
         if not self.lr > 0: raise ValueError(f'training: lr is {self.lr}: give a rate above 0')
 
-# %% ../nbs/40_recipes.ipynb #cc381b69
+# %% ../nbs/40_recipes.ipynb #58e8b135
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
          'alexnet': 1e-4, 'vit_b_16': 1e-4, 'swin_v2_t': 1e-4}
 
 def plain_name(arch):
-    "'timm:resnet18.a1_in1k' and 'resnet18_modified' -> 'resnet18': the network whatever its library, weights or first layer."
-    return arch.split(':')[-1].split('.')[0].removesuffix('_modified')
+    "'timm:resnet18.a1_in1k', 'resnet18@IMAGENET1K_V1' and 'resnet18_modified' -> 'resnet18': whatever its library, weights or first layer."
+    return arch.split(':')[-1].split('@')[0].split('.')[0].removesuffix('_modified')
 
 def learning_rate(student):
     "Published AdamW rate of a student, and a note where there is none: (rate, notes)."
@@ -75,7 +75,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #88024359
+# %% ../nbs/40_recipes.ipynb #34d059c4
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -87,7 +87,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #8d9529c6
+# %% ../nbs/40_recipes.ipynb #6e6120ac
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -104,7 +104,7 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #f7300a71
+# %% ../nbs/40_recipes.ipynb #1285c8dd
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -116,7 +116,7 @@ class ObserverTraining:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0          # linear, from 1 % of the rate
+    warmup_epochs: float = 1.0          # linear, step by step
     schedule: str = 'cosine'            # to zero
     label_smoothing: float = 0.1
     crop: str = 'pad'                   # 'pad' shifts small images, 'resized' is the random-resized-crop, 'none'
@@ -124,6 +124,7 @@ class ObserverTraining:
     min_scale: float = 0.08             # smallest area, for 'resized'
     flip: bool = True
     precision: str = 'float32'          # 'bfloat16': autocast, about 1.7 times as fast where the processor has it
+    precision: str = 'float32'          # or 'bfloat16', for a GPU
     images_per_class: int | None = None # at most that many, for a smoke test; None: all
 
     def __post_init__(self):
@@ -151,7 +152,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #3437e33d
+# %% ../nbs/40_recipes.ipynb #0a8beda5
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -188,7 +189,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #c8192b30
+# %% ../nbs/40_recipes.ipynb #e29ea827
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -244,7 +245,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #d8bcdaec
+# %% ../nbs/40_recipes.ipynb #df098251
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -274,7 +275,7 @@ def paper_factor(size):
     "Four patches an image from 128 px on, else one: the factor, not its square."
     return 2 if size >= 128 else 1
 
-# %% ../nbs/40_recipes.ipynb #1da396b4
+# %% ../nbs/40_recipes.ipynb #948f7f30
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -300,7 +301,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #1b08a93b
+# %% ../nbs/40_recipes.ipynb #52ee6fee
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):
