@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'to_tensor', 'to_image', 'show_images', 'to_rgb', 'read_image', 'crop_resize', 'whole']
 
-# %% ../nbs/01_images.ipynb #03019f9c
+# %% ../nbs/01_images.ipynb #228a162d
 import warnings
 from io import BytesIO
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../nbs/01_images.ipynb #f36a8d11
+# %% ../nbs/01_images.ipynb #87a72fa5
 def to_tensor(img):
     "An RGB Pillow image as uint8 `[3,h,w]`; `ValueError` for any other mode."
     if img.mode != 'RGB': raise ValueError(f'an image of mode {img.mode}: read_image gives RGB')
@@ -25,7 +25,7 @@ def to_image(x):
         raise ValueError(f'{x.dtype} {list(x.shape)}: an image is uint8 [3,h,w]')
     return Image.fromarray(x.permute(1, 2, 0).contiguous().cpu().numpy())
 
-# %% ../nbs/01_images.ipynb #b10322b1
+# %% ../nbs/01_images.ipynb #cf2db180
 def _array(x):
     "One image, Pillow or tensor, as an array `[h,w,3]` for matplotlib."
     if isinstance(x, Image.Image): return np.asarray(x.convert('RGB'))
@@ -41,7 +41,7 @@ def _cell(arrays, scale):
     largest, side = max(max(a.shape[:2]) for a in arrays), 70 * scale
     return side if largest > side else side // largest * largest
 
-# %% ../nbs/01_images.ipynb #7a0ee740
+# %% ../nbs/01_images.ipynb #7345a17c
 def show_images(
     x,           # tensor [n,3,h,w] or [3,h,w], uint8 or float in [0,1]; or a list of Pillow images and tensors of any sizes
     titles=None, # a line above each image
@@ -66,7 +66,7 @@ def show_images(
     plt.close(fig)
     return fig
 
-# %% ../nbs/01_images.ipynb #3a366d3f
+# %% ../nbs/01_images.ipynb #adcfb580
 def _upright(img):
     "Turned as its EXIF orientation says; as it is where the EXIF block is damaged."
     try: return ImageOps.exif_transpose(img)
@@ -93,7 +93,7 @@ def to_rgb(img):
     rgb.info = {}
     return rgb
 
-# %% ../nbs/01_images.ipynb #e83f753a
+# %% ../nbs/01_images.ipynb #3a293d00
 MAX_PIXELS = 178_956_970  # where Pillow itself suspects a decompression bomb: half a gigabyte of RGB
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', '(?i).*corrupt exif', module='PIL')
@@ -110,7 +110,7 @@ def _reason(error):
     if isinstance(error, Image.DecompressionBombError): return f'more than {MAX_PIXELS} pixels'
     return ' '.join(str(getattr(error, 'strerror', None) or error).split()) or type(error).__name__
 
-# %% ../nbs/01_images.ipynb #7e9120e8
+# %% ../nbs/01_images.ipynb #0a1729c2
 def _decode(source):
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as img:
         if img.width * img.height > MAX_PIXELS: raise ValueError(f'more than {MAX_PIXELS} pixels')
@@ -126,7 +126,7 @@ def read_image(
     except MemoryError: raise
     except Exception as error: raise ValueError(f'{name or _name(source)}: {_reason(error)}') from error
 
-# %% ../nbs/01_images.ipynb #4698b9fa
+# %% ../nbs/01_images.ipynb #ee01e898
 def crop_resize(
     img,  # RGB Pillow image
     box,  # (top, left, height, width) in whole pixels, inside the image
@@ -138,7 +138,7 @@ def crop_resize(
         raise ValueError(f'box {[top, left, height, width]} is not inside an image of height {img.height} and width {img.width}')
     return img.crop((left, top, left + width, top + height)).resize((size, size), Image.BILINEAR)
 
-# %% ../nbs/01_images.ipynb #0e83a03e
+# %% ../nbs/01_images.ipynb #ee9344d4
 def _middle(img, width, height):
     "The central `width`×`height` part, rounded as torchvision rounds."
     left, top = round((img.width - width) / 2), round((img.height - height) / 2)
