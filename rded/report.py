@@ -7,15 +7,15 @@ __all__ = ['KINDS', 'FIELDS', 'SAME', 'METHODS', 'STYLES', 'PAPER', 'SPARE', 'HE
            'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape', 'markdown', 'accuracy_row', 'size_text',
            'cost_row', 'run_row', 'observer_rows', 'draw', 'tables', 'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #a9cf57a7
+# %% ../nbs/42_report.ipynb #67b2aa8d
 import csv, io, re, statistics
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
 from .files import atomic_file, read_json
-from .recipes import RECIPES, citable, published
+from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #24a9258a
+# %% ../nbs/42_report.ipynb #1a316d02
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
 def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 
@@ -49,7 +49,7 @@ def check_result(result, file='result'):
     for field, kind in FIELDS.items(): _check_field(result, field, kind, file)
     return result
 
-# %% ../nbs/42_report.ipynb #263c7943
+# %% ../nbs/42_report.ipynb #073bf09a
 def read_results(folder):
     "The results in `folder`/*.json, by file name, each with its `file`; ValueError naming the file and the field that is wrong."
     folder = Path(folder)
@@ -58,7 +58,7 @@ def read_results(folder):
     if not paths: raise ValueError(f'{folder}: holds no result (*.json): `rded run` makes some')
     return [{**check_result(read_json(p), p), 'file': p.name} for p in paths]
 
-# %% ../nbs/42_report.ipynb #377e5d74
+# %% ../nbs/42_report.ipynb #4e0fd6d3
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -75,7 +75,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #48e0926a
+# %% ../nbs/42_report.ipynb #319939b2
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -83,7 +83,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #359357d1
+# %% ../nbs/42_report.ipynb #ed8270ca
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -129,7 +129,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #4d722d2a
+# %% ../nbs/42_report.ipynb #008516ff
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = ' '.join(str(text).split())
@@ -138,6 +138,7 @@ def escape(text):
 
 def _show(value):
     if value is None: return '–'
+    if isinstance(value, Published): return f'{value.top1}' + (f' ± {value.std}' if value.std is not None else '')
     if isinstance(value, float): return f'{value:.2f}'
     if isinstance(value, tuple): return f'{value[0]:+.2f}' + (f' ± {value[1]:.2f}' if value[1] is not None else '')
     return escape(value)
@@ -148,19 +149,17 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #e80fe95a
-def _published_text(p): return p and f'{p.top1}' + (f' ± {p.std}' if p.std is not None else '')
-
+# %% ../nbs/42_report.ipynb #82d9ec0d
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
     return {'data set': cell.dataset, 'IPC': cell.ipc, 'observer': f"{cell.observer['name']}", 'student': cell.student,
             'training': cell.training, 'method': cell.method, 'top-1, last epoch': cell.top1,
-            'published': _published_text(p), 'minus published': p and difference(cell.top1, p.top1, p.std),
+            'published': p, 'minus published': p and difference(cell.top1, p.top1, p.std),
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #15285296
+# %% ../nbs/42_report.ipynb #7c261ecd
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -183,7 +182,7 @@ def cost_row(cell):
     return {'data set': cell.dataset, 'IPC': cell.ipc, 'student': cell.student, 'training': cell.training, 'method': cell.method,
             'updates': cell.updates, 'images seen': cell.images_seen,
             **{k: size_text(worst(lambda r: r['bytes'][k])) for k in ('images', 'labels', 'observer')},
-            'seconds a seed': round(stat(r['seconds'] for r in cell.results).mean, 1),
+            'seconds a seed': f"{stat(r['seconds'] for r in cell.results).mean:.1f}",
             'peak memory': memory and f'{memory:.0f} MB', 'hardware': _all(cell, _hardware), 'commit': _all(cell, lambda r: r['commit'] and r['commit'][:12])}
 
 def run_row(r):
@@ -197,7 +196,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #9aaa031d
+# %% ../nbs/42_report.ipynb #a1ee4c17
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -240,7 +239,7 @@ def draw(cells):
 
 def _plain(text): return text.replace('$', r'\$')     # no mathematics in names
 
-# %% ../nbs/42_report.ipynb #b7b54b6b
+# %% ../nbs/42_report.ipynb #e18163cc
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -259,7 +258,7 @@ def _slug(text, taken):
     return name
 
 def _csv(rows):
-    "Rows as CSV text in full precision: a Stat becomes mean, std and n, a difference its value and uncertainty."
+    "Rows as CSV text to six decimals: a Stat becomes mean, std and n, a difference its value and uncertainty."
     flat = [dict(kv for k, v in r.items() for kv in _flat(k, v)) for r in rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(k for r in flat for k in r)), lineterminator='\n')
@@ -268,9 +267,11 @@ def _csv(rows):
     return out.getvalue()
 
 def _flat(key, v):
-    if isinstance(v, Stat): return [(key, v.mean), (f'{key}, std', v.std), (f'{key}, seeds', v.n)]
-    if isinstance(v, tuple): return [(key, v[0]), (f'{key}, uncertainty', v[1])]
-    return [(key, v)]
+    if isinstance(v, Stat): v = {'': v.mean, ', std': v.std, ', seeds': v.n}
+    elif isinstance(v, Published): v = {'': v.top1, ', std': v.std, ', source': v.source}
+    elif isinstance(v, tuple): v = {'': v[0], ', uncertainty': v[1]}
+    else: v = {'': v}
+    return [(key + k, round(x, 6) if isinstance(x, float) else x) for k, x in v.items()]
 
 def tables(results):
     "The report's tables as rows, by name."
@@ -290,9 +291,11 @@ def page(results, tables, figures):
     count = f"{len(results)} result file{'s' * (len(results) != 1)} in `results/`"
     pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items())
     rest = ''.join(f'\n## {name.capitalize()}\n\n{markdown(tables[name])}' for name in ('cost', 'observers', 'runs'))
-    return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + pictures + rest
+    sources = dict.fromkeys(r['published'].source for r in tables['accuracy'] if r['published'])
+    said = f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else ''
+    return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + rest
 
-# %% ../nbs/42_report.ipynb #b641604d
+# %% ../nbs/42_report.ipynb #64439856
 def write_report(
     results,    # folder of result files
     out,        # folder for README.md, tables/ and figures/; an older report there is replaced

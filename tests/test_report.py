@@ -1,0 +1,103 @@
+"""A small fixed set of results, and the whole report it makes."""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rded import report
+
+HERE = Path(__file__).parent / 'report'        # results/ and the expected page and tables
+RESULT = json.loads((HERE / 'results' / 'cifar10-conv3-ipc10-rded-0.json').read_text(encoding='utf-8'))
+
+
+def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def test_the_whole_report(tmp_path):
+    made = report.write_report(HERE / 'results', tmp_path)
+    expected, texts = files(HERE / 'expected'), {n: b for n, b in files(tmp_path).items() if not n.endswith('.png')}
+    assert set(texts) == set(expected)
+    for name in expected: assert texts[name].decode() == expected[name].decode(), name
+    assert made['files'] == [n for n in made['files'] if (tmp_path / n).is_file()] and made['results'] == 9
+    assert sorted(n for n in made['files'] if n.endswith('.png')) == ['figures/cifar-10.png', 'figures/my-own-photos.png']
+
+
+def test_the_same_bytes_whatever_the_order_of_the_files(tmp_path):
+    shutil.copytree(HERE / 'results', tmp_path / 'results')
+    report.write_report(HERE / 'results', tmp_path / 'a')
+    report.write_report(tmp_path / 'results', tmp_path / 'b')
+    assert files(tmp_path / 'a') == files(tmp_path / 'b')
+
+
+def test_every_number_of_the_page_comes_from_a_file():
+    import re
+    source = ' '.join(p.read_text(encoding='utf-8') for p in (HERE / 'results').glob('*.json'))
+    page = (HERE / 'expected' / 'tables' / 'runs.md').read_text(encoding='utf-8')
+    for number in re.findall(r'\b\d+\.\d+\b', page): assert f'{float(number):g}' in source
+
+
+@pytest.mark.parametrize('field', [f for f in report.FIELDS])
+def test_a_missing_field_is_named(field, tmp_path):
+    r = json.loads(json.dumps(RESULT))
+    parent, _, name = field.rpartition('.')
+    del (r[parent] if parent else r)[name]
+    (tmp_path / 'bad.json').write_text(json.dumps(r))
+    with pytest.raises(ValueError, match=rf'bad\.json: the field {field} is missing'): report.read_results(tmp_path)
+
+
+@pytest.mark.parametrize('field, value', [('top1', -1), ('top1', 100.1), ('top1', None), ('top5', '90'), ('n', 0), ('ipc', 1.5), ('seed', -1),
+                                          ('seed', False), ('recipe', ''), ('recipe', 3), ('observer', 'conv3'), ('bytes', []), ('seconds', -1)])
+def test_a_wrong_value_is_named(field, value, tmp_path):
+    (tmp_path / 'bad.json').write_text(json.dumps({**RESULT, field: value}))
+    with pytest.raises(ValueError, match=rf'bad\.json: {field} is .*it should be'): report.write_report(tmp_path, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_not_json_is_named(tmp_path):
+    (tmp_path / 'bad.json').write_text('{"top1": NaN}')
+    with pytest.raises(ValueError, match=r'bad\.json'): report.read_results(tmp_path)
+    (tmp_path / 'bad.json').write_text('[1, 2]')
+    with pytest.raises(ValueError, match=r'bad\.json: not a result'): report.read_results(tmp_path)
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(ValueError, match='holds no result'): report.read_results(tmp_path)
+    with pytest.raises(ValueError, match='no such folder'): report.read_results(tmp_path / 'none')
+
+
+def test_means_are_over_seeds_of_the_last_epoch():
+    values = [50.0, 53.0, 51.5]
+    group = [{**RESULT, 'seed': s, 'top1': v, 'best_top1': v + 1, 'file': f'{s}.json'} for s, v in enumerate(values)]
+    (cell,) = report.cells(group)
+    assert cell.top1.mean == 51.5 and cell.top1.std == 1.5 and cell.top1.n == 3
+    row = report.accuracy_row(cell, [cell])
+    assert row['top-1, last epoch'].mean == 51.5 and row['top-1, best epoch'].mean == 52.5 and row['random images'] is None
+
+
+@pytest.mark.parametrize('change', [dict(training='plus'), dict(updates=1), dict(student='conv4'), dict(method='random-images'), dict(n=5),
+                                    dict(observer={**RESULT['observer'], 'sha256': 'f' * 64}), dict(recipe='other')])
+def test_results_that_differ_are_not_averaged(change):
+    a, b = {**RESULT, 'file': 'a.json'}, {**RESULT, 'file': 'b.json', 'seed': 1, **change}
+    assert [c.top1.n for c in report.cells([a, b])] == [1, 1]
+
+
+def test_a_seed_counts_once():
+    with pytest.raises(ValueError, match='a.json and b.json: the same cell and seed 0 twice'):
+        report.cells([{**RESULT, 'file': 'a.json'}, {**RESULT, 'file': 'b.json'}])
+
+
+def test_the_published_number_stands_beside_rded_on_its_own_data_only():
+    own = lambda **change: report.cells([{**RESULT, 'file': 'a.json', **change}])[0].published
+    assert own().top1 == 50.2
+    assert own(method='random-images') is own(dataset='my photos') is own(recipe='mine') is own(ipc=9) is own(student='conv4') is None
+
+
+def test_nothing_is_changed():
+    before = json.dumps(RESULT)
+    report.cells([{**RESULT, 'file': 'a.json'}]), report.check_result(RESULT)
+    assert json.dumps(RESULT) == before
+
+
+def test_names_from_data_cannot_make_markup():
+    assert report.markdown([{'a': '| x |\n# <b>*_`'}]).splitlines()[2] == r'| \| x \| \# &lt;b&gt;\*\_\` |'
