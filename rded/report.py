@@ -7,15 +7,15 @@ __all__ = ['KINDS', 'FIELDS', 'SAME', 'METHODS', 'STYLES', 'PAPER', 'SPARE', 'HE
            'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape', 'markdown', 'accuracy_row', 'size_text',
            'cost_row', 'run_row', 'observer_rows', 'draw', 'tables', 'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #67b2aa8d
-import csv, io, re, statistics
+# %% ../nbs/42_report.ipynb #613c2695
+import csv, io, re, statistics, textwrap
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
 from .files import atomic_file, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #1a316d02
+# %% ../nbs/42_report.ipynb #1f6c5d4e
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
 def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 
@@ -49,7 +49,7 @@ def check_result(result, file='result'):
     for field, kind in FIELDS.items(): _check_field(result, field, kind, file)
     return result
 
-# %% ../nbs/42_report.ipynb #073bf09a
+# %% ../nbs/42_report.ipynb #59c65fcb
 def read_results(folder):
     "The results in `folder`/*.json, by file name, each with its `file`; ValueError naming the file and the field that is wrong."
     folder = Path(folder)
@@ -58,7 +58,7 @@ def read_results(folder):
     if not paths: raise ValueError(f'{folder}: holds no result (*.json): `rded run` makes some')
     return [{**check_result(read_json(p), p), 'file': p.name} for p in paths]
 
-# %% ../nbs/42_report.ipynb #4e0fd6d3
+# %% ../nbs/42_report.ipynb #c1661e47
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -75,7 +75,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #319939b2
+# %% ../nbs/42_report.ipynb #c7a63e76
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -83,7 +83,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #ed8270ca
+# %% ../nbs/42_report.ipynb #504c17d1
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -129,7 +129,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #008516ff
+# %% ../nbs/42_report.ipynb #d71a957d
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = ' '.join(str(text).split())
@@ -149,7 +149,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #82d9ec0d
+# %% ../nbs/42_report.ipynb #c1cc4d5a
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -159,7 +159,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #7c261ecd
+# %% ../nbs/42_report.ipynb #28bf09b7
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -196,7 +196,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #a1ee4c17
+# %% ../nbs/42_report.ipynb #e516ea9b
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -217,11 +217,18 @@ def _panel(ax, cells, styles, title):
     for k, (label, (points, style)) in enumerate(series.items()):
         aside = 0.14 * (k - (len(series) - 1) / 2)
         _line(ax, [(place[ipc] + aside, y, e) for ipc, y, e in points], label, style)
-    ax.set(title=title, xlabel='images per class', ylabel='top-1 (%), last epoch', xlim=(-.5, len(place) - .5))
+    ax.set(xlabel='images per class', ylabel='top-1 (%), last epoch', xlim=(-.5, len(place) - .5), ylim=_limits(y for points, _ in series.values() for _, y, _ in points))
+    ax.set_title(textwrap.fill(title, 48).replace('$', r'\$'), fontsize=10)     # no mathematics in names
     ax.set_xticks(list(place.values()), list(place))
-    ax.margins(y=.12)
     ax.grid(axis='y', alpha=.3)
     ax.legend(frameon=False, fontsize=8)
+
+def _limits(values):
+    "An axis around the values, at least 20 points high, within 0 to 100."
+    values = list(values)
+    low, high = min(values), max(values)
+    aside = max(4, (20 - (high - low)) / 2)
+    return max(0, low - aside), min(100, high + aside)
 
 def draw(cells):
     "Accuracy against IPC of one data set's cells, a panel per (student, training, observer): a matplotlib Figure."
@@ -234,12 +241,10 @@ def draw(cells):
     with style.context('default'):
         fig = Figure(figsize=(4.6 * len(panels), 3.6), dpi=100, layout='constrained')
         for ax, ((student, training, observer, _), own) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-            _panel(ax, own, styles, _plain(f'{own[0].dataset}: {observer} → {student}, {training}'))
+            _panel(ax, own, styles, f'{own[0].dataset}: {observer} → {student}, {training}')
     return fig
 
-def _plain(text): return text.replace('$', r'\$')     # no mathematics in names
-
-# %% ../nbs/42_report.ipynb #e18163cc
+# %% ../nbs/42_report.ipynb #7cb9f220
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -295,7 +300,7 @@ def page(results, tables, figures):
     said = f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + rest
 
-# %% ../nbs/42_report.ipynb #64439856
+# %% ../nbs/42_report.ipynb #76faf218
 def write_report(
     results,    # folder of result files
     out,        # folder for README.md, tables/ and figures/; an older report there is replaced
