@@ -15,10 +15,10 @@ BASE = ('files images datasets shards models observer patches select mosaic scor
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
     'observer': 'files datasets models', 'patches': '', 'select': '', 'mosaic': '',
-    'score': 'files images datasets observer patches select', 'distilled': 'files images datasets patches mosaic',
+    'score': 'files images datasets observer patches select mosaic', 'distilled': 'files images datasets patches mosaic',
     'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
     'evaluate': 'datasets models student', 'vinformation': 'observer distilled',
-    'baselines': 'datasets observer patches select mosaic distilled', 'sre2l': 'observer distilled', 'recipes': '',
+    'baselines': 'files datasets observer patches select mosaic distilled', 'sre2l': 'observer distilled', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli')},
     '__main__': 'cli', '_modidx': ''}
