@@ -6,7 +6,7 @@
 __all__ = ['EXTENSIONS', 'TABLE', 'TORCHVISION', 'Files', 'Numbered', 'ImageSet', 'load_folder', 'imagenet_names', 'data_home',
            'load', 'draw_order']
 
-# %% ../nbs/02_datasets.ipynb #279d7f2c
+# %% ../nbs/02_datasets.ipynb #7a663f42
 import contextlib, difflib, inspect, operator, os, re, sys, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from PIL import Image
 from .files import digest64, hash64
 from .images import read_image, show_images, to_image, to_rgb, to_tensor, whole
 
-# %% ../nbs/02_datasets.ipynb #ad01963a
+# %% ../nbs/02_datasets.ipynb #235f09f5
 class Files:
     "Reads images that are files: a source is a path relative to `root`, with forward slashes."
     def __init__(self, root): self.root = root
@@ -40,12 +40,12 @@ class Numbered:
         img = self.image(source)
         return digest64(f'{img.height}x{img.width}:'.encode() + img.tobytes())
 
-# %% ../nbs/02_datasets.ipynb #9e09836d
+# %% ../nbs/02_datasets.ipynb #a6c706f9
 def _map(function, items, workers):
     "Results in order, from a pool of `workers` threads (Pillow decodes outside Python's lock), a thousand items at a time."
-    if not workers: return map(function, items)
-    pieces = (items[i:i + 1024] for i in range(0, len(items), 1024))
-    with ThreadPoolExecutor(workers) as pool: return [result for piece in pieces for result in pool.map(function, piece)]
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        for start in range(0, len(items), 1024):
+            yield from (pool.map if workers else map)(function, items[start:start + 1024])
 
 def _rows(indices, n):
     "Plain row numbers for indices, a slice or a mask over n rows."
@@ -53,7 +53,7 @@ def _rows(indices, n):
     indices = torch.as_tensor(indices)
     return torch.arange(n)[indices].tolist() if indices.numel() else []
 
-# %% ../nbs/02_datasets.ipynb #bc57ffbd
+# %% ../nbs/02_datasets.ipynb #bb254fbd
 class ImageSet(Sequence):
     "Labelled images in class order, decoded when asked for; `x` holds them where they are in memory."
     def __init__(
@@ -158,9 +158,10 @@ class ImageSet(Sequence):
 
     def _samples(self, count):
         "Up to `count` readable images as (name, Pillow image), spread over the classes."
-        chosen = np.linspace(0, len(self.classes) - 1, min(count, len(self.classes))).round().astype(int)
-        each = -(-count // len(chosen))
-        for i in [i for c in chosen.tolist() for i in self.of_class(c)[:each].tolist()][:count]:
+        present = self.y.unique()
+        chosen = present[torch.linspace(0, len(present) - 1, min(count, len(present))).round().long()].tolist()
+        turns = [(turn, c, i) for c in chosen for turn, i in enumerate(self.of_class(c)[:-(-count // len(chosen))].tolist())]
+        for _, _, i in sorted(sorted(turns)[:count], key=lambda one: one[1:]):
             with contextlib.suppress(ValueError): yield self.names[self.y[i]], self.image(i)
 
     def _sizes(self, samples):
@@ -168,14 +169,14 @@ class ImageSet(Sequence):
         sizes = sorted({img.size[::-1] for _, img in samples}, key=lambda s: (s[0] * s[1], s))
         if not sizes: return 'none of the images looked at can be read'
         ends = [f'{h}×{w}' for h, w in dict.fromkeys((sizes[0], sizes[-1]))]
-        return f'{" to ".join(ends)} pixels among {len(samples)} looked at, decoded when asked for'
+        return f'{" to ".join(ends)} pixels ({len(samples)} looked at), decoded when asked for'
 
     def _facts(self, samples):
         counts, names = self.counts(), self.names
         each = f'{min(counts)} to {max(counts)}' if min(counts) < max(counts) else f'{counts[0]}'
-        rest = f' and {len(names) - 8} more' if len(names) > 8 else ''
+        listed = ', '.join(names) if len(names) <= 10 else f'{", ".join(names[:8])} and {len(names) - 8} more'
         left_out = [f'{len(self.broken)} broken images left out'] if self.broken else []
-        return '\n'.join([f'{self.name} ({self.split})', f'{len(names)} classes: {", ".join(names[:8])}{rest}',
+        return '\n'.join([f'{self.name} ({self.split})', f'{len(names)} classes: {listed}',
                           f'{len(self):,} images, {each} a class', self._sizes(samples), *left_out])
 
     def __repr__(self): return self._facts(list(self._samples(16)))
@@ -190,7 +191,7 @@ class ImageSet(Sequence):
         self.show().savefig(page, dpi=70, bbox_inches='tight')
         return page.getvalue()
 
-# %% ../nbs/02_datasets.ipynb #871340e8
+# %% ../nbs/02_datasets.ipynb #4caf7d02
 def _every_fifth(y, split):
     "Rows of a split where there is no official one: every fifth image of each class is 'val'."
     y, held = np.asarray(y), np.zeros(len(y), bool)
@@ -217,12 +218,14 @@ def _digits(split):
     x = torch.from_numpy(np.stack(large))[:, None].repeat(1, 3, 1, 1)
     return _numbered('digits', split, '0123456789', data.target, _every_fifth(data.target, split), lambda i: to_image(x[i]), x)
 
-# %% ../nbs/02_datasets.ipynb #a22c52c9
+# %% ../nbs/02_datasets.ipynb #812e4232
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # those of torchvision's ImageFolder
 
 class _Tree:
     "The visible files and folders under `root`, without links that lead out of it unless `links`."
     def __init__(self, root, links=False): self.root, self.links, self.refused = os.path.realpath(root), links, []
+
+    def path(self, *parts): return os.path.normpath(os.path.join(self.root, *parts))
 
     def _allowed(self, entry):
         if self.links or not entry.is_symlink(): return True
@@ -236,11 +239,11 @@ class _Tree:
 
     def folders(self, *parts):
         "Names of the folders in root/parts, sorted."
-        return sorted(e.name for e in self._entries(os.path.join(self.root, *parts)) if e.is_dir())
+        return sorted(e.name for e in self._entries(self.path(*parts)) if e.is_dir())
 
     def files(self, *parts):
         "Paths of the image files anywhere under root/parts, in ImageFolder's order."
-        return sorted(self._walk(os.path.join(self.root, *parts), ()), key=os.path.split)
+        return sorted(self._walk(self.path(*parts), ()), key=os.path.split)
 
     def _walk(self, folder, above):
         here = os.path.realpath(folder)
@@ -251,7 +254,7 @@ class _Tree:
 
     def found(self, *parts):
         "What stands in root/parts, for an error."
-        names = sorted(os.listdir(os.path.join(self.root, *parts)))
+        names = sorted(os.listdir(self.path(*parts)))
         listed = ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
         return (listed or 'nothing') + ('; links that lead out of it are not followed' if self.refused else '')
 
@@ -260,7 +263,7 @@ class _Tree:
         if self.refused: warnings.warn(f'{self.root}: {len(self.refused)} links lead out of it and are not followed, such as '
                                        f'{os.path.relpath(self.refused[0], self.root)}; links=True follows them', stacklevel=4)
 
-# %% ../nbs/02_datasets.ipynb #263203b8
+# %% ../nbs/02_datasets.ipynb #1d7365ba
 def _assemble(
     tree, split,
     classes,    # keys in order
@@ -280,7 +283,7 @@ def _assemble(
 def _classes_in(tree, *parts):
     "Names of the class folders in root/parts, sorted; `ValueError` where there are none."
     classes = tree.folders(*parts)
-    if not classes: raise ValueError(f'{os.path.join(tree.root, *parts)} holds no class folders; it holds {tree.found(*parts)}')
+    if not classes: raise ValueError(f'{tree.path(*parts)} holds no class folders; it holds {tree.found(*parts)}')
     return classes
 
 def load_folder(
@@ -293,9 +296,9 @@ def load_folder(
     if not os.path.isdir(path): raise ValueError(f'{path}: no such folder')
     tree, part = _Tree(root or path, links), os.path.relpath(path, root or path)
     classes = _classes_in(tree, part)
-    return _assemble(tree, split, classes, [tree.files(os.path.normpath(os.path.join(part, c))) for c in classes])
+    return _assemble(tree, split, classes, [tree.files(part, c) for c in classes])
 
-# %% ../nbs/02_datasets.ipynb #195820b0
+# %% ../nbs/02_datasets.ipynb #026f28f6
 def _check_same(classes, train, where):
     "`ValueError` that names the difference unless both lists hold the same classes."
     missing, extra = sorted(set(train) - set(classes)), sorted(set(classes) - set(train))
@@ -317,7 +320,7 @@ def _load_split(tree, split):
     if split == 'val' and 'train' in tree.folders(): _check_same(classes, _classes_in(tree, 'train'), f'{part}/')
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree.root))
 
-# %% ../nbs/02_datasets.ipynb #3998e050
+# %% ../nbs/02_datasets.ipynb #6cb88439
 def _words(root):
     "WordNet id → its first name, from the `words.txt` of tiny-imagenet; empty where there is none."
     path = os.path.join(root, 'words.txt')
@@ -339,7 +342,7 @@ def _load_tiny_val(tree):
         files[key].append(path)
     return _assemble(tree, 'val', classes, files.values(), _words(tree.root))
 
-# %% ../nbs/02_datasets.ipynb #91670e2f
+# %% ../nbs/02_datasets.ipynb #1f5a363c
 @cache
 def imagenet_names():
     "WordNet id → the first of its English names, for ImageNet's 21,841 classes."
@@ -347,7 +350,7 @@ def imagenet_names():
     info = ImageNetInfo('imagenet-22k')
     return {wnid: info.label_name_to_description(wnid).split(',')[0] for wnid in info.label_names()}
 
-# %% ../nbs/02_datasets.ipynb #c39315f1
+# %% ../nbs/02_datasets.ipynb #9f194769
 TORCHVISION = {  # name: arguments for train, arguments for val; the same twice: every fifth image of each class is val
     'CIFAR10': (dict(train=True), dict(train=False)),
     'CIFAR100': (dict(train=True), dict(train=False)),
@@ -373,7 +376,7 @@ def data_home():
     "Where torchvision's data sets lie: the environment's RDED_DATA_HOME, or ~/.cache/rded."
     return os.path.expanduser(os.environ.get('RDED_DATA_HOME') or os.path.join('~', '.cache', 'rded'))
 
-# %% ../nbs/02_datasets.ipynb #fbf81ba4
+# %% ../nbs/02_datasets.ipynb #7f27a1f5
 def _labels(made):
     "The labels of a torchvision data set, without decoding an image."
     for field in ('targets', 'labels', '_labels'):
@@ -394,7 +397,7 @@ def _pixels(made):
     if x.ndim == 3: return x[:, None].expand(-1, 3, -1, -1)
     return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2)
 
-# %% ../nbs/02_datasets.ipynb #e1f8fa8c
+# %% ../nbs/02_datasets.ipynb #ff199c4b
 def _make(name, arguments, download):
     "torchvision's own object, downloaded first where that is asked for and needed."
     from torchvision import datasets
@@ -417,7 +420,7 @@ def _torchvision(name, split, download):
     rows = _every_fifth(y, split) if arguments[0] == arguments[1] else np.arange(len(y))
     return _numbered(f'torchvision:{name}', split, keys, y, rows, lambda i: made[i][0], _pixels(made), names)
 
-# %% ../nbs/02_datasets.ipynb #cb521d8c
+# %% ../nbs/02_datasets.ipynb #bf840b7d
 def _unknown(data):
     "The error for something that is neither a folder nor a name."
     if os.sep in data or data.startswith('.'): return ValueError(f'{data}: no such folder')
@@ -444,7 +447,7 @@ def load(
     if data == f'torchvision:{name}' and name in TORCHVISION: return _torchvision(name, split, download)
     raise _unknown(str(data))
 
-# %% ../nbs/02_datasets.ipynb #d11bd371
+# %% ../nbs/02_datasets.ipynb #79c22ed5
 def draw_order(
     images, # ImageSet
     label,  # class index
