@@ -6,15 +6,15 @@
 __all__ = ['TILES', 'MIXES', 'RATES', 'BATCHES', 'SMALL', 'LARGE', 'OBSERVERS', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES',
            'MAIN', 'DIGITS', 'RECIPES', 'Training', 'plain_name', 'learning_rate', 'batch_size', 'paper_training',
            'changed', 'ObserverTraining', 'observer_training', 'Published', 'published_rows', 'published', 'Recipe',
-           'citable', 'Data', 'paper_factor', 'cell', 'tiny', 'get']
+           'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny', 'get']
 
-# %% ../nbs/40_recipes.ipynb #e677ab3d
+# %% ../nbs/40_recipes.ipynb #b3c2e7e0
 import csv, difflib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #14203543
+# %% ../nbs/40_recipes.ipynb #9c9d2456
 TILES = ('rows-and-columns', 'all', 'none')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
          'mixup': dict(mix_alpha=0.8, temperature=4.0),
@@ -59,7 +59,7 @@ class Training:
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES)
         if not self.lr > 0: raise ValueError(f'training: lr is {self.lr}: give a rate above 0')
 
-# %% ../nbs/40_recipes.ipynb #226cb10f
+# %% ../nbs/40_recipes.ipynb #0fc50556
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -75,7 +75,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #eb0be3e6
+# %% ../nbs/40_recipes.ipynb #95899630
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -87,7 +87,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #6cb3a42d
+# %% ../nbs/40_recipes.ipynb #d88b7da4
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -104,14 +104,14 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #196ec329
+# %% ../nbs/40_recipes.ipynb #358d5756
 def changed(settings, **values):
     "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
     told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
-# %% ../nbs/40_recipes.ipynb #0c34198c
+# %% ../nbs/40_recipes.ipynb #f945331f
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -159,7 +159,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #c30f1316
+# %% ../nbs/40_recipes.ipynb #df1470e4
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -196,7 +196,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #1930fad0
+# %% ../nbs/40_recipes.ipynb #2915335b
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -224,6 +224,7 @@ class Recipe:
         _at_least_one('recipe', classes=self.classes, size=self.size, ipc=self.ipc, factor=self.factor,
                       preselect=self.preselect, crops=self.crops)
         _one_of('recipe', 'canvas', self.canvas, ('mean', 'enlarge'))
+        if self.factor > self.size: raise ValueError(f'recipe: factor is {self.factor} for images of {self.size} px: give {self.size} or less')
 
     @property
     def published(self):
@@ -252,7 +253,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #d44ebdd4
+# %% ../nbs/40_recipes.ipynb #46489b20
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -282,7 +283,12 @@ def paper_factor(size):
     "Four patches an image from 128 px on, else one: the factor, not its square."
     return 2 if size >= 128 else 1
 
-# %% ../nbs/40_recipes.ipynb #63a4a7c6
+def dataset_of(name):
+    "The citable name of data that people call 'CIFAR100', 'tiny-imagenet-200' or 'torchvision:Imagenette'; None for anything else."
+    plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
+    return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
+
+# %% ../nbs/40_recipes.ipynb #eec6a416
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -308,7 +314,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #7a02f87f
+# %% ../nbs/40_recipes.ipynb #a528f5cd
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):

@@ -1,0 +1,4 @@
+"""`python -m rded` is the `rded` command."""
+from .cli import main
+
+raise SystemExit(main())
