@@ -6,13 +6,13 @@
 __all__ = ['atomic_file', 'atomic_dir', 'write_json', 'read_json', 'save_tensors', 'load_tensors', 'sha256', 'digest64', 'hash64',
            'Log']
 
-# %% ../nbs/00_files.ipynb #e0768d5c
+# %% ../nbs/00_files.ipynb #ae89e6ef
 import errno, hashlib, json, os, secrets, shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/00_files.ipynb #f1ddf0c1
+# %% ../nbs/00_files.ipynb #abfb052e
 def _temporary(path):
     "A hidden, unused sibling of `path` with the same suffix."
     return path.with_name(f'.part-{secrets.token_hex(8)}{path.suffix}')
@@ -36,7 +36,7 @@ def _place(path):
     if not os.access(path.parent, os.W_OK): raise ValueError(f'{path.parent} cannot be written to: choose another place')
     return path
 
-# %% ../nbs/00_files.ipynb #c69213a5
+# %% ../nbs/00_files.ipynb #5abadeb0
 @contextmanager
 def atomic_file(path):
     "Yield a temporary sibling of `path`, which takes that name when the block ends and vanishes when the block fails."
@@ -52,7 +52,7 @@ def atomic_file(path):
         temporary.unlink(missing_ok=True)
         raise _explained(error, path)
 
-# %% ../nbs/00_files.ipynb #4a41e935
+# %% ../nbs/00_files.ipynb #cc1f6d1f
 def _check_free(path):
     "`ValueError` unless a folder can take the name `path`: it is absent, or an empty folder."
     if path.is_file(): raise ValueError(f'{path} is a file: choose another folder')
@@ -81,7 +81,7 @@ def atomic_dir(path):
         shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, path)
 
-# %% ../nbs/00_files.ipynb #17529379
+# %% ../nbs/00_files.ipynb #1ee87735
 def _pretty(value, indent=''):
     "JSON text in which whatever fits on a line stands on one line."
     flat = json.dumps(value, ensure_ascii=False)
@@ -98,7 +98,7 @@ def write_json(path, obj):
     except ValueError as error: raise ValueError(f'{path}: {error}') from None
     with atomic_file(path) as temporary: temporary.write_bytes(f'{_pretty(plain)}\n'.encode('utf-8', 'backslashreplace'))
 
-# %% ../nbs/00_files.ipynb #caa92238
+# %% ../nbs/00_files.ipynb #3b87adc4
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
 
 def read_json(path):
@@ -108,7 +108,7 @@ def read_json(path):
     except json.JSONDecodeError as error: raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from None
     except (ValueError, RecursionError) as error: raise ValueError(f'{path}: {error}') from None
 
-# %% ../nbs/00_files.ipynb #1884c925
+# %% ../nbs/00_files.ipynb #523cce97
 def _own(tensors):
     "The same tensors on the CPU, contiguous, no two of them sharing memory."
     seen, owned = set(), {}
@@ -127,9 +127,13 @@ def save_tensors(
     "Write `tensors` and `metadata` to one safetensors file, atomically."
     from safetensors.torch import save_file
     text = json.dumps(metadata, allow_nan=False)
-    with atomic_file(path) as temporary: save_file(_own(tensors), temporary, metadata={'rded': text})
+    with atomic_file(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(_own(tensors), temporary, metadata={'rded': text})
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
-# %% ../nbs/00_files.ipynb #f0f46096
+# %% ../nbs/00_files.ipynb #a961e372
 def load_tensors(path):
     "`(tensors, metadata)` of a safetensors file, on the CPU; the metadata of a file that is not ours is empty."
     from safetensors import SafetensorError, safe_open
@@ -141,7 +145,7 @@ def load_tensors(path):
     except (SafetensorError, ValueError) as error:
         raise ValueError(f'{path} is not a safetensors file, or a damaged one ({error})') from None
 
-# %% ../nbs/00_files.ipynb #42e9cbb5
+# %% ../nbs/00_files.ipynb #61a435ca
 def sha256(path):
     "The SHA-256 of a file's bytes, 64 hexadecimal digits."
     with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -154,7 +158,7 @@ def hash64(*parts):
     "One unsigned 64-bit integer for numbers and strings, the same on every machine."
     return int(digest64('\x1f'.join(map(str, parts)).encode('utf-8', 'surrogateescape')), 16)
 
-# %% ../nbs/00_files.ipynb #53e0cd34
+# %% ../nbs/00_files.ipynb #f3991743
 class Log:
     "An append-only file of JSON records, one a line, for one writer; a last line torn by a crash does not count."
     def __init__(self, path): self.path = Path(path)
