@@ -8,12 +8,12 @@ __all__ = ['REMEDIES', 'METHODS', 'DATA', 'OBSERVER', 'PRECISION', 'COMMANDS', '
            'verify', 'rebuild', 'train', 'evaluate', 'recipes', 'run', 'report', 'Parser', 'whole', 'several', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #d9e3378b
+# %% ../nbs/47_cli.ipynb #24165262
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #e9a18e2e
+# %% ../nbs/47_cli.ipynb #7b5903a1
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -33,7 +33,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #e680a47f
+# %% ../nbs/47_cli.ipynb #4db5307b
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -51,7 +51,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #92402310
+# %% ../nbs/47_cli.ipynb #a067f0a3
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -61,7 +61,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #ebf15dad
+# %% ../nbs/47_cli.ipynb #da6f5230
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -82,7 +82,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #9b79d50a
+# %% ../nbs/47_cli.ipynb #04d375af
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -92,6 +92,7 @@ def observer(args, progress):
     from rded import datasets, models, recipes
     from rded.observer import train_observer
     out, device, size = free_file(args.out), models.pick_device(args.device), args.size or models.default_size(args.arch)
+    models.build(args.arch, 2, size)        # an unknown name or a size that does not fit is said before the images are read
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, args.dataset or recipes.dataset_of(images.name) or images.name, size)
     training = recipes.changed(usual, epochs=args.epochs, precision=args.precision)
@@ -102,13 +103,16 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #4729f011
+# %% ../nbs/47_cli.ipynb #63003faf
 def _observer(args, images, size=None, device='cpu'):
-    "The observer for these images, its class order checked unless --no-check."
-    from rded.observer import check_class_order, get_observer
-    found = get_observer(args.observer, images, size, device, by_position=args.no_check)
-    if not args.no_check: check_class_order(found, images, args.seed, workers=args.workers)
-    return found
+    "The observer for these images."
+    from rded.observer import get_observer
+    return get_observer(args.observer, images, size, device, by_position=args.no_check)
+
+def _check(args, found, images):
+    "ValueError where the observer's classes are not the images', unless --no-check."
+    from rded.observer import check_class_order
+    if found and not args.no_check: check_class_order(found, images, args.seed, workers=args.workers)
 
 def _recipe(args, images, size, arch):
     "The arguments of `distill` as a recipe of one's own; ValueError, before any work, for more than the images give."
@@ -116,8 +120,12 @@ def _recipe(args, images, size, arch):
     from rded.select import STRATEGIES, check_fits
     if args.selection not in STRATEGIES: raise ValueError(f"--selection {args.selection!r}: choose from {', '.join(STRATEGIES)}")
     classes, factor = len(images.classes), args.factor or paper_factor(size)
-    whole_images = args.method in ('random-images', 'random-crops')
-    check_fits([min(n, args.preselect) for n in images.counts()], args.ipc, 1 if whole_images else factor)
+    one = args.method in ('random-images', 'random-crops')      # one patch an image, whatever the factor
+    counts = [min(n, args.preselect) if args.method == 'rded' else n for n in images.counts()]
+    try: check_fits(counts, args.ipc, 1 if one else factor)
+    except ValueError as e:
+        least = counts.index(min(counts))
+        raise ValueError(str(e).replace(f'class {least} ', f'class {images.classes[least]!r} ')) from None
     return Recipe(name='own', data=str(args.data), dataset=images.name, classes=classes, size=size, ipc=args.ipc, factor=factor,
                   observer=arch, student=arch, training=paper_training(arch, args.ipc, classes),
                   preselect=args.preselect, crops=args.crops, canvas=args.canvas, selection=args.selection)
@@ -131,6 +139,7 @@ def distill(args, progress):
     if args.size: _recipe(args, images, args.size, 'none')
     found = _observer(args, images, args.size, device) if args.observer else None
     recipe = _recipe(args, images, args.size or found.size, found.arch if found else 'none')
+    _check(args, found, images)
     made = pipeline.make_set(args.method, recipe, images, found, args.seed, batch=args.batch or 1024, workers=args.workers, device=device, progress=progress)
     made.save(out)
     for source in (made.manifest or {}).get('broken', []): print(f'rded: note: {source} cannot be read and was replaced by the next of its class', file=sys.stderr)
@@ -143,7 +152,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #b4eb7f4d
+# %% ../nbs/47_cli.ipynb #74150587
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -186,7 +195,7 @@ def _distance(made, folder):
     print(f"  beside the old {found['differing']} images differ, by at most {found['largest']} of 255")
     return {'largest': found['largest']}
 
-# %% ../nbs/47_cli.ipynb #639dae09
+# %% ../nbs/47_cli.ipynb #3af46d72
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -208,10 +217,12 @@ def train(args, progress):
     from rded import datasets, models, pipeline
     from rded.distilled import DistilledSet
     out, device = free_file(args.out), models.pick_device(args.device)
+    models.resolve(args.student)
     if bool(args.observer) == args.hard: raise ValueError('give --observer, whose labels are learnt, or --hard: one of them')
     made, val = DistilledSet.load(args.distilled, args.size, args.workers), datasets.load(args.val, 'val', args.download)
     _same_classes(made, val)
     found = None if args.hard else _observer(args, val, made.size, device)
+    _check(args, found, val)
     recipe = _set_recipe(args, made, val, found and found.arch)
     net, result = pipeline.train_set(made, found, val, args.student, recipe.training, args.seed, recipe=recipe, command=args.command_line, device=device, workers=args.workers, precision=args.precision, progress=progress)
     models.save(net, out)
@@ -229,7 +240,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #121d049b
+# %% ../nbs/47_cli.ipynb #2e571201
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -258,7 +269,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #7b07a49b
+# %% ../nbs/47_cli.ipynb #8fb88600
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -287,7 +298,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #9257ef46
+# %% ../nbs/47_cli.ipynb #902c5cf7
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 PRECISION = dict(default='float32', choices=('float32', 'bfloat16'), help='of the arithmetic (float32)')
@@ -347,7 +358,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #66281b62
+# %% ../nbs/47_cli.ipynb #55970cee
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
