@@ -8,12 +8,12 @@ __all__ = ['REMEDIES', 'METHODS', 'DATA', 'OBSERVER', 'PRECISION', 'COMMANDS', '
            'verify', 'rebuild', 'train', 'evaluate', 'recipes', 'run', 'report', 'Parser', 'whole', 'several', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #24165262
+# %% ../nbs/47_cli.ipynb #35d5cddc
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #7b5903a1
+# %% ../nbs/47_cli.ipynb #a568ab2e
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -33,7 +33,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #4db5307b
+# %% ../nbs/47_cli.ipynb #1ea05911
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -51,7 +51,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #a067f0a3
+# %% ../nbs/47_cli.ipynb #76ab37de
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -61,7 +61,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #da6f5230
+# %% ../nbs/47_cli.ipynb #d5e1c756
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -82,7 +82,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #04d375af
+# %% ../nbs/47_cli.ipynb #14421d7d
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -103,7 +103,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #63003faf
+# %% ../nbs/47_cli.ipynb #530da9e6
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -121,11 +121,7 @@ def _recipe(args, images, size, arch):
     if args.selection not in STRATEGIES: raise ValueError(f"--selection {args.selection!r}: choose from {', '.join(STRATEGIES)}")
     classes, factor = len(images.classes), args.factor or paper_factor(size)
     one = args.method in ('random-images', 'random-crops')      # one patch an image, whatever the factor
-    counts = [min(n, args.preselect) if args.method == 'rded' else n for n in images.counts()]
-    try: check_fits(counts, args.ipc, 1 if one else factor)
-    except ValueError as e:
-        least = counts.index(min(counts))
-        raise ValueError(str(e).replace(f'class {least} ', f'class {images.classes[least]!r} ')) from None
+    check_fits(images.counts(), args.ipc, 1 if one else factor, images.classes, args.preselect if args.method == 'rded' else None)
     return Recipe(name='own', data=str(args.data), dataset=images.name, classes=classes, size=size, ipc=args.ipc, factor=factor,
                   observer=arch, student=arch, training=paper_training(arch, args.ipc, classes),
                   preselect=args.preselect, crops=args.crops, canvas=args.canvas, selection=args.selection)
@@ -152,7 +148,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #74150587
+# %% ../nbs/47_cli.ipynb #496bd5f7
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -195,7 +191,7 @@ def _distance(made, folder):
     print(f"  beside the old {found['differing']} images differ, by at most {found['largest']} of 255")
     return {'largest': found['largest']}
 
-# %% ../nbs/47_cli.ipynb #3af46d72
+# %% ../nbs/47_cli.ipynb #08923c81
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -240,7 +236,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #2e571201
+# %% ../nbs/47_cli.ipynb #f56fd17e
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -269,7 +265,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #8fb88600
+# %% ../nbs/47_cli.ipynb #e88722ba
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -298,7 +294,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #902c5cf7
+# %% ../nbs/47_cli.ipynb #19e2d256
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 PRECISION = dict(default='float32', choices=('float32', 'bfloat16'), help='of the arithmetic (float32)')
@@ -358,7 +354,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #55970cee
+# %% ../nbs/47_cli.ipynb #739997b0
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

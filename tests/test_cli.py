@@ -173,7 +173,7 @@ def test_a_class_with_too_few_images(capsys, data):
     o = observer_of(NAMES, data.parent / 'o.safetensors')
     for p in sorted((data / 'train' / 'digit3').iterdir())[2:]: p.unlink()
     said = refused(capsys, data.parent, 'distill', '--data', data, '--observer', o, '--ipc', '3', '--out', data.parent / 'x')
-    assert "class 'digit3' has 2" in said and 'ipc 2 at factor 1 would fit' in said
+    assert "class 'digit3'" in said and 'ipc 2 at factor 1 would fit' in said
 
 
 def test_a_broken_image_and_a_text_file_named_jpg_are_named_and_replaced(capsys, data):
@@ -186,7 +186,7 @@ def test_a_broken_image_and_a_text_file_named_jpg_are_named_and_replaced(capsys,
     assert f'train/digit3/{files[0].name}' in err and f"train/digit3/{files[1].with_suffix('.jpg').name}" in err
     assert len(list((data.parent / 'x' / 'images' / 'digit3').iterdir())) == 10
     said = refused(capsys, data.parent, 'distill', '--data', data, '--observer', o, '--ipc', '11', '--out', data.parent / 'y')
-    assert '10' in said
+    assert "class 'digit3'" in said and 'ipc 10 at factor 1 would fit' in said
 
 
 def test_a_class_of_text_files_only(capsys, data):
