@@ -1,19 +1,19 @@
 """Real images for the tests that want them.
 
 They are looked for under the environment's RDED_TEST_DATA (a folder with `cifar10/` and `imagenette2-160/`), else unpacked
-once per user from the archives in `../shared/data`, else the tests that ask for them are skipped.
+once per user, in part, from the archives in `../shared/data`, else the tests that ask for them are skipped.
 """
 import getpass
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from rded.files import atomic_dir
 
 ARCHIVES = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
@@ -43,25 +43,31 @@ def locked(path):
 
 
 def members(archive, wnids):
-    "The archive's members; only those of some classes where `wnids` are given."
+    "The first 300 files of each folder of a tar archive; only those of some classes where `wnids` are given."
+    taken = Counter()
     for member in archive:
         parts = member.name.split('/')
-        if wnids is None or len(parts) < 3 or parts[2] in wnids: yield member
+        if not member.isfile() or (wnids and parts[2] not in wnids): continue
+        taken[tuple(parts[:-1])] += 1
+        if taken[tuple(parts[:-1])] <= 300: yield member
 
 
-def unpacked(name, archives, same_classes=False):
-    "The folder `name` out of `archives`, unpacked once; with `same_classes` the later ones keep to the classes of the first."
+def unpacked(name, archives):
+    "The folder `name` out of `archives`, unpacked once; the later archives keep to the classes of the first."
     folder, wnids = cache(), None
     with locked(folder / f'{name}.lock'):
-        if not (folder / name / name).is_dir():
-            with atomic_dir(folder / name) as temporary:
-                for path in archives:
-                    with tarfile.open(path) as archive: archive.extractall(temporary, members(archive, wnids), filter='data')
-                    if same_classes: wnids = set(os.listdir(temporary / name / 'train'))
-    return folder / name / name
+        if not (folder / name).is_dir():
+            part = folder / f'{name}.part'
+            shutil.rmtree(part, ignore_errors=True)
+            for path in archives:
+                with tarfile.open(path) as archive: archive.extractall(part, members(archive, wnids), filter='data')
+                wnids = set(os.listdir(part / name / 'train'))
+            (part / name).rename(folder / name)
+            part.rmdir()
+    return folder / name
 
 
-def found(name, archives, **options):
+def found(name, archives):
     "The root of a real data set; the test is skipped where there is none."
     if 'RDED_TEST_DATA' in os.environ:
         root = Path(os.environ['RDED_TEST_DATA']).resolve() / name
@@ -70,16 +76,16 @@ def found(name, archives, **options):
     paths = [ARCHIVES / archive for archive in archives]
     absent = [path.name for path in paths if not path.is_file()]
     if absent: pytest.skip(f'real images: set RDED_TEST_DATA to a folder with {name}/, or put {absent[0]} into ../shared/data')
-    return unpacked(name, paths, **options)
+    return unpacked(name, paths)
 
 
 @pytest.fixture(scope='session')
 def cifar10_root():
-    "cifar10/{train,test}/<class>/*.jpg, 50,000 and 10,000 images of 32×32."
+    "cifar10/{train,test}/<class>/*.jpg: 32×32, at least 300 a class in either split."
     return found('cifar10', ['cifar10-jpeg.tar.xz'])
 
 
 @pytest.fixture(scope='session')
 def imagenette_root():
-    "imagenette2-160/{train,val}/<wnid>/*.JPEG: all ten classes, or where it is unpacked here the four of the first archive."
-    return found('imagenette2-160', ['imagenette2-160-train-0.tar.xz', 'imagenette2-160-val.tar.xz'], same_classes=True)
+    "imagenette2-160/{train,val}/<wnid>/*.JPEG: at least four classes, and 300 a class in either split."
+    return found('imagenette2-160', ['imagenette2-160-train-0.tar.xz', 'imagenette2-160-val.tar.xz'])
