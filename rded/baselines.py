@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['draw', 'centre_squares', 'random_images', 'random_mosaics', 'random_crops']
 
-# %% ../nbs/31_baselines.ipynb #694da5e8
+# %% ../nbs/31_baselines.ipynb #f29c3f26
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from .datasets import draw_order
@@ -15,25 +17,39 @@ from .mosaic import arrange
 from .patches import sample_boxes
 from .select import check_fits
 
-# %% ../nbs/31_baselines.ipynb #b92bde40
-def draw(
-    images, # ImageSet
-    k,      # images a class
-    seed,
-):
-    "The first k images of each class that can be read: indices LongTensor [C,k], their (height, width) [C,k], and (source, reason) of the others."
-    indices, sizes, broken = [], [], []
-    for label in range(len(images.classes)):
-        mine = []
-        for i in draw_order(images, label, seed):
-            if len(mine) == k: break
-            try: mine.append((i, images.image(i).size[::-1]))
-            except ValueError as error: broken.append((images.sources[i], str(error)))
-        if len(mine) < k: raise ValueError(f'class {images.classes[label]!r} has {len(mine)} images that can be read, {k} asked')
-        indices.append([i for i, _ in mine]), sizes.append([size for _, size in mine])
-    return torch.tensor(indices), torch.tensor(sizes), broken
+# %% ../nbs/31_baselines.ipynb #2f0d548f
+def _size(images, i):
+    "(height, width) of an image that can be read, else the `ValueError`."
+    try: return images.image(i).size[::-1]
+    except ValueError as error: return error
 
-# %% ../nbs/31_baselines.ipynb #e397b7b9
+def _sizes(images, indices, workers):
+    look = lambda i: _size(images, i)
+    if not workers: return list(map(look, indices))
+    with ThreadPoolExecutor(workers) as pool: return list(pool.map(look, indices))
+
+def draw(
+    images,    # ImageSet
+    k,         # images a class
+    seed,
+    workers=0, # threads that decode
+):
+    "The first k images of each class that can be read: indices LongTensor [C,k], their (height, width) [C,k,2], and (source, reason) of the others."
+    classes, broken = [], []
+    for label in range(len(images.classes)):
+        order = draw_order(images, label, seed)
+        sizes = dict(zip(order, _sizes(images, order[:k], workers)))
+        mine = {}
+        while len(mine) < k and order:
+            i = order.pop(0)
+            size = sizes.get(i) or _size(images, i)
+            if isinstance(size, ValueError): broken.append((images.sources[i], str(size)))
+            else: mine[i] = size
+        if len(mine) < k: raise ValueError(f'class {images.classes[label]!r} has {len(mine)} images that can be read, {k} asked')
+        classes.append(mine)
+    return torch.tensor([list(mine) for mine in classes]), torch.tensor([list(mine.values()) for mine in classes]), broken
+
+# %% ../nbs/31_baselines.ipynb #63993d6e
 def centre_squares(
     sizes, # LongTensor [...,2]: height and width of images
 ):
@@ -50,12 +66,12 @@ def random_images(
     progress=None,
 ):
     "Random whole images: the centred square of ipc images a class, as a `DistilledSet`."
-    check_fits(images.counts(), ipc, 1)
-    index, sizes, broken = draw(images, ipc, seed)
+    check_fits(images.counts(), ipc, 1, images.names)
+    index, sizes, broken = draw(images, ipc, seed, workers)
     return assemble(images, index.view(-1, 1), centre_squares(sizes).view(-1, 1, 4), size, settings={}, method='random-images', seed=seed,
                     broken=broken, workers=workers, progress=progress)
 
-# %% ../nbs/31_baselines.ipynb #9f816d0d
+# %% ../nbs/31_baselines.ipynb #6fb2495d
 def _first_boxes(images, index, sizes, seed, scale):
     "Box 0 of each image: LongTensor [C,k,4]."
     keys = [hash64(seed, images.ids[i]) for i in index.flatten().tolist()]
@@ -74,8 +90,8 @@ def random_mosaics(
     progress=None,
 ):
     "Random crops of factor² · ipc random images a class, stitched, as a `DistilledSet`."
-    check_fits(images.counts(), ipc, factor)
-    index, sizes, broken = draw(images, ipc * factor ** 2, seed)
+    check_fits(images.counts(), ipc, factor, images.names)
+    index, sizes, broken = draw(images, ipc * factor ** 2, seed, workers)
     box = _first_boxes(images, index, sizes, seed, scale)
     rows = arrange(torch.arange(index.numel()).view(index.shape), ipc).flatten(0, 1)
     return assemble(images, index.flatten()[rows], box.flatten(0, 1)[rows], size, settings=dict(scale=list(scale)), method=method, seed=seed,

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'CARD', 'stitch', 'safe_name', 'folder_names', 'pixel_hash'
            'manifest_text', 'read_manifest', 'save', 'load', 'card', 'stored_bytes', 'verify', 'locate', 'rebuild',
            'compare']
 
-# %% ../nbs/14_distilled.ipynb #03bef177
+# %% ../nbs/14_distilled.ipynb #b3b88eab
 import copy, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -20,7 +20,7 @@ from .files import atomic_dir, digest64, read_json
 from .images import crop_resize, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #1a91bfab
+# %% ../nbs/14_distilled.ipynb #dcdb1225
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -42,7 +42,7 @@ def stitch(
         return tile(torch.stack(cells)[None], size)[0]
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #10a52672
+# %% ../nbs/14_distilled.ipynb #819d3e5b
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -57,7 +57,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #f5041770
+# %% ../nbs/14_distilled.ipynb #416c7fd6
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -66,12 +66,13 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #aa4ef0ba
+# %% ../nbs/14_distilled.ipynb #6bf91d7f
 class DistilledSet:
     "Distilled images `.x` uint8 [n,3,S,S] with labels `.y` LongTensor [n], classes, and the manifest they can be made from again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
         self.x, self.y, self.classes, self.wnids = x, y, list(classes), wnids
         self.names, self.manifest = list(names or classes), manifest
+        self.broken = []  # (source, reason) of images that could not be read when it was made
 
     def __len__(self): return len(self.x)
 
@@ -116,16 +117,16 @@ class DistilledSet:
         each = f'{self.ipc} a class' if self.ipc else 'not equally many a class'
         return f'{len(self)} images of {len(self.classes)} classes, {each}, {self.size}×{self.size} pixels, {self.factor ** 2} patches each: {made}'
 
-    def figure(self, columns=8, most=16):
+    def figure(self, most=16):
         "The first image of every class, as far as `most` goes."
         first = [(self.y == c).nonzero()[0, 0].item() for c in range(len(self.classes)) if (self.y == c).any()][:most]
-        return show_images(self.x[first], [self.names[c] for c in self.y[first].tolist()], columns)
+        return show_images(self.x[first], [self.names[c] for c in self.y[first].tolist()], columns=10 if len(first) <= 10 else 8)
 
     def _repr_png_(self):
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #db6115d0
+# %% ../nbs/14_distilled.ipynb #99c281ed
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -165,6 +166,7 @@ def assemble(
     scores = [[None] * index.shape[1]] * len(index) if score is None else score.tolist()
     patches = _each(lambda row: [_patch(images, *cell) for cell in zip(*row)], zip(index.tolist(), box.tolist(), scores), workers, progress, 'describing')
     entries = [dict(file=file, label=label, hash=pixel_hash(x), patches=p) for file, label, x, p in zip(distilled.files, y.tolist(), distilled.x, patches)]
+    distilled.broken = list(broken)
     distilled.manifest = dict(
         format=FORMAT, method=method, data=dict(name=images.name, split=images.split, images=len(images)),
         classes=distilled.classes, wnids=distilled.wnids, names=None if distilled.names == distilled.classes else distilled.names,
@@ -172,7 +174,7 @@ def assemble(
         broken=sorted(source for source, _ in broken), versions=versions(), environment=dict(environment or {}), images=entries)
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #b1c085c1
+# %% ../nbs/14_distilled.ipynb #7812485c
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -194,7 +196,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #64ad85dc
+# %% ../nbs/14_distilled.ipynb #a248bddd
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -210,9 +212,20 @@ def read_manifest(path):
         raise ValueError(f'{path}: format {found!r}, this is not a manifest that rded can read ({FORMAT})')
     missing = {'method', 'data', 'classes', 'settings', 'images'} - set(manifest)
     if missing: raise ValueError(f'{path}: the manifest lacks {", ".join(sorted(missing))}')
+    wrong = next((k for k, image in enumerate(manifest['images']) if not _well_formed(image, manifest)), None)
+    if wrong is not None: raise ValueError(f'{path}: image {wrong} lacks a file, label, hash or patches of source, content and box')
+    if not manifest['images']: raise ValueError(f'{path}: the manifest lists no images')
     return manifest
 
-# %% ../nbs/14_distilled.ipynb #66d3d5b7
+def _well_formed(image, manifest):
+    "Whether an entry says all that is needed to find and rebuild its image."
+    try:
+        patches, cells = image['patches'], manifest['settings']['factor'] ** 2
+        return (0 <= image['label'] < len(manifest['classes']) and isinstance(image['file'] + image['hash'], str) and len(patches) == cells
+                and all(len(p['box']) == 4 and isinstance(p['source'] + p['content'], str) for p in patches))
+    except (KeyError, TypeError): return False
+
+# %% ../nbs/14_distilled.ipynb #9888c21c
 def _png(x):
     buffer = BytesIO()
     to_image(x).save(buffer, 'PNG')
@@ -232,7 +245,7 @@ def save(self, path, workers=0):
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #5a122f99
+# %% ../nbs/14_distilled.ipynb #a71a253e
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -254,9 +267,10 @@ def _same_size(x, files):
     raise ValueError(f'{shapes}: images of one square size are needed; give a size')
 
 def _load_plain(root, size, workers):
-    "Class folders without a manifest, perhaps under images/."
-    inner = Path(root, 'images')
-    images = load_folder(inner if inner.is_dir() else root, 'distilled')
+    "Class folders without a manifest, perhaps all of them under images/."
+    inner = [p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith('.')]
+    below = [p.name for p in inner] == ['images'] and any(p.is_dir() for p in inner[0].iterdir())
+    images = load_folder(inner[0] if below else root, 'distilled')
     decode = lambda i: to_tensor(whole(images.image(i), size) if size else images.image(i))
     return DistilledSet(_same_size(_each(decode, range(len(images)), workers, None, 'loading'), images.sources), images.y, images.classes, images.wnids, images.names)
 
@@ -267,7 +281,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #e4f41387
+# %% ../nbs/14_distilled.ipynb #1db3a77b
 CARD = '''# {title}
 
 {n} images of {classes} classes ({each}), {size}×{size} pixels, PNG{stitched}.
@@ -311,7 +325,7 @@ def card(
                        each=f'{distilled.ipc} a class' if distilled.ipc else 'not equally many a class', size=distilled.size,
                        stitched=f', each stitched from {n} patches' if n > 1 else '', origin=_origin(m) if m else 'Not known: there is no manifest.')
 
-# %% ../nbs/14_distilled.ipynb #1c331eec
+# %% ../nbs/14_distilled.ipynb #b8f05132
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
@@ -319,7 +333,7 @@ def stored_bytes(
     if isinstance(distilled, DistilledSet): return sum(len(_png(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #f127555c
+# %% ../nbs/14_distilled.ipynb #9f7a9e0a
 def _state(root, image):
     "'missing', 'changed' or 'whole'."
     path = _inside(root, image['file'])
@@ -340,17 +354,17 @@ def verify(
     files = [image['file'] for image in images]
     there = sorted(p.relative_to(path).as_posix() for p in Path(path, 'images').rglob('*') if p.is_file())
     report = {state: [f for f, s in zip(files, states) if s == state] for state in ('missing', 'changed')}
-    report['misplaced'] = [image['file'] for image in images if image['file'].split('/')[1] != folders[image['label']]]
+    report['misplaced'] = [image['file'] for image in images if Path(image['file']).parent.as_posix() != f'images/{folders[image["label"]]}']
     report['unexpected'] = sorted(set(there) - set(files))
     return dict(ok=not any(report.values()), images=len(images), **report)
 
-# %% ../nbs/14_distilled.ipynb #82051a4f
-def _moved(images, label, wanted):
-    "{digest: index} of those of the `wanted` digests that some image of the class holds."
+# %% ../nbs/14_distilled.ipynb #79cb6145
+def _search(images, lost, classes):
+    "{(source, content): index} of those lost sources whose content another image of their class holds."
     found = {}
-    for i in images.of_class(label).tolist():
-        digest = images.content(i)
-        if digest in wanted: found.setdefault(digest, i)
+    for label in sorted(set(lost.values())):
+        held = {images.content(i): i for i in images.of_class(_label_in(images, classes[label])).tolist()}
+        found |= {item: held[item[1]] for item in lost if lost[item] == label and item[1] in held}
     return found
 
 def _label_in(images, key):
@@ -365,22 +379,19 @@ def locate(
     progress=None,
 ):
     "Index [m,N] of every patch's source in the data set, and {old source: new source} of what moved. `ValueError` naming what changed."
-    place, contents = {source: i for i, source in enumerate(images.sources)}, {}
+    at = {source: i for i, source in enumerate(images.sources)}
     wanted = {(p['source'], p['content']): image['label'] for image in manifest['images'] for p in image['patches']}
-    known = [source for source in dict(wanted) if source[0] in place]
-    read = _each(lambda item: images.content(place[item[0]]), known, workers, progress, 'checking sources')
-    found = {item: place[item[0]] for item, digest in zip(known, read) if digest == item[1]}
-    lost = [item for item in wanted if item not in found]
-    for label in {wanted[item] for item in lost}:
-        ours = {item[1] for item in lost if wanted[item] == label}
-        where = _moved(images, _label_in(images, manifest['classes'][label]), ours)
-        found.update({item: where[item[1]] for item in lost if wanted[item] == label and item[1] in where})
-    gone = [f'{source} ({"changed" if source in place else "missing"})' for source, digest in lost if (source, digest) not in found]
+    there = [item for item in wanted if item[0] in at]
+    contents = _each(lambda item: images.content(at[item[0]]), there, workers, progress, 'checking sources')
+    found = {item: at[item[0]] for item, content in zip(there, contents) if content == item[1]}
+    lost = {item: label for item, label in wanted.items() if item not in found}
+    found |= _search(images, lost, manifest['classes'])
+    gone = [f'{source} ({"changed" if source in at else "missing"})' for source, content in lost if (source, content) not in found]
     if gone: raise ValueError(f'{len(gone)} of {len(wanted)} source images are not what they were: {", ".join(gone[:5])}{", …" if len(gone) > 5 else ""}')
     index = [[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]
-    return torch.tensor(index), {source: images.sources[found[source, digest]] for source, digest in lost}
+    return torch.tensor(index), {source: images.sources[found[source, content]] for source, content in lost}
 
-# %% ../nbs/14_distilled.ipynb #d7c17d55
+# %% ../nbs/14_distilled.ipynb #4e909028
 def rebuild(
     manifest,  # dictionary, or the path of rded.json
     images,    # ImageSet: the split of the data set it was made from

@@ -6,12 +6,12 @@
 __all__ = ['GOLDEN', 'ATTEMPTS', 'ONE', 'CANVASES', 'mix64', 'uniforms', 'between', 'sample_boxes', 'tent', 'crop', 'place',
            'realism']
 
-# %% ../nbs/10_patches.ipynb #d37a02ab
+# %% ../nbs/10_patches.ipynb #3ae0f86a
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/10_patches.ipynb #a79052ec
+# %% ../nbs/10_patches.ipynb #ad98a1df
 GOLDEN = 0x9E3779B97F4A7C15  # 2⁶⁴ divided by the golden ratio: SplitMix64's increment
 
 def mix64(
@@ -22,7 +22,7 @@ def mix64(
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
-# %% ../nbs/10_patches.ipynb #cae78d0f
+# %% ../nbs/10_patches.ipynb #b0ab3c09
 def uniforms(
     keys,     # uint64 [...]: one an image
     *counter, # integers ≥ 0 that broadcast with `keys`: the number of the crop, of the attempt, …
@@ -33,7 +33,7 @@ def uniforms(
         for c in counter: z = mix64(z + (np.asarray(c, np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
     return (z >> np.uint64(11)) * 2.0 ** -53
 
-# %% ../nbs/10_patches.ipynb #8d36cbb5
+# %% ../nbs/10_patches.ipynb #3c940059
 def between(
     low, high, # positive numbers
     u,         # float64 array in [0, 1)
@@ -41,56 +41,60 @@ def between(
 ):
     "low^(1-u) · high^u, by square roots and products alone, so that every machine agrees on the last bit."
     value, root, u = np.full_like(u, low), high / low, u.copy()
+    if root == 1: return value
     for _ in range(bits):
         root, u = np.sqrt(root), u * 2
         value = np.where(u >= 1, value * root, value)
         u = u - (u >= 1)
     return value
 
-# %% ../nbs/10_patches.ipynb #10bd0fbe
+# %% ../nbs/10_patches.ipynb #0fece7ac
 ATTEMPTS = 10  # torchvision's
 
-def _sides(
-    keys,          # uint64 [n,1]
-    height, width, # [n,1]
-    crops, scale, ratio,
-):
-    "Height and width [n,crops] of the first attempt that fits and the number of that attempt; a centred box where none does (attempt -1)."
-    keys, H, W = keys[..., None], height[..., None], width[..., None]
+def _attempts(keys, height, width, crops, scale, ratio):
+    "Height and width of every attempt at every crop, whole numbers in float64 [n,crops,ATTEMPTS]; keys, height, width are [n,1,1]."
     which = np.arange(crops)[:, None], np.arange(ATTEMPTS)
-    area = H * W * (scale[0] + (scale[1] - scale[0]) * uniforms(keys, *which, 0))
-    aspect = between(*ratio, uniforms(keys, *which, 1)) if ratio[0] < ratio[1] else ratio[0]
-    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (0 < w) & (w <= W) & (0 < h) & (h <= H)
-    first = np.where(fits.any(-1), fits.argmax(-1), -1)
-    centred = np.minimum(height, np.rint(width / ratio[0])), np.minimum(width, np.rint(height * ratio[1]))
-    return [np.where(first < 0, c, np.take_along_axis(s, first[..., None], -1)[..., 0]) for c, s in zip(centred, (h, w))] + [first]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniforms(keys, *which, 0))
+    aspect = between(*ratio, uniforms(keys, *which, 1))
+    return np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
 
-# %% ../nbs/10_patches.ipynb #57906f60
+def _first_fit(h, w, height, width, ratio):
+    "(number of the first attempt that fits, its height, its width) [n,crops]; -1 and the largest box of a permitted shape where none fits."
+    fits = (0 < h) & (h <= height) & (0 < w) & (w <= width)
+    attempt = fits.argmax(-1)[..., None]
+    h, w = (np.take_along_axis(side, attempt, -1)[..., 0] for side in (h, w))
+    found, height, width = fits.any(-1), height[..., 0], width[..., 0]
+    h = np.where(found, h, np.minimum(height, np.rint(width / ratio[0])))
+    w = np.where(found, w, np.minimum(width, np.rint(height * ratio[1])))
+    return np.where(found, attempt[..., 0], -1), h, w
+
+# %% ../nbs/10_patches.ipynb #3ea9d57e
 def _column(values, n):
-    "One number or n of them (tensor, array or list) as an int64 column [n,1]."
-    return np.broadcast_to(np.asarray(values, np.int64).reshape(-1, 1), (n, 1))
+    "One number, or n of them (tensor, array or list), as int64 [n,1,1]."
+    return np.broadcast_to(np.asarray(values, np.int64).reshape(-1, 1, 1), (n, 1, 1))
 
 def sample_boxes(
-    keys,             # one 64-bit key an image [n]: `hash64(seed, identity)`
-    height,           # of the images, in pixels: one number, or [n]
-    width,            # likewise
-    crops=5,          # boxes an image, K
+    keys,              # one 64-bit key an image [n]: `hash64(seed, identity)`
+    height,            # of the images, in pixels: one number, or [n]
+    width,             # likewise
+    crops=5,           # boxes an image, K
     scale=(0.08, 1.0), # share of the image's area, from … to
-    ratio=(1, 1),     # width over height, from … to
+    ratio=(1, 1),      # width over height, from … to
 ):
     "Random boxes by torchvision's random-resized-crop rule: LongTensor [n,K,4] of (top, left, height, width) in pixels."
     if not 0 < scale[0] <= scale[1]: raise ValueError(f'scale {tuple(scale)}: shares of the area, 0 < from ≤ to')
     if not 0 < ratio[0] <= ratio[1]: raise ValueError(f'ratio {tuple(ratio)}: width over height, 0 < from ≤ to')
     if crops < 1: raise ValueError(f'{crops} crops an image: take at least 1')
-    keys = np.asarray(keys, np.uint64).reshape(-1, 1)
-    H, W = _column(height, len(keys)), _column(width, len(keys))
-    h, w, attempt = _sides(keys, H, W, crops, scale, ratio)
-    spot = [uniforms(keys, np.arange(crops), np.maximum(attempt, 0), c) for c in (2, 3)]
-    top, left = [np.where(attempt < 0, free // 2, np.floor(u * (free + 1))) for u, free in zip(spot, (H - h, W - w))]
-    return torch.from_numpy(np.stack([top, left, h, w], -1).astype(np.int64))
+    keys = np.asarray(keys, np.uint64).reshape(-1, 1, 1)
+    height, width = _column(height, len(keys)), _column(width, len(keys))
+    attempt, h, w = _first_fit(*_attempts(keys, height, width, crops, scale, ratio), height, width, ratio)
+    def start(free, which):
+        u = uniforms(keys[..., 0], np.arange(crops), attempt.clip(0), which)
+        return np.where(attempt < 0, free // 2, np.floor(u * (free + 1)))
+    boxes = np.stack([start(height[..., 0] - h, 2), start(width[..., 0] - w, 3), h, w], -1)
+    return torch.from_numpy(boxes.astype(np.int64))
 
-# %% ../nbs/10_patches.ipynb #8971827e
+# %% ../nbs/10_patches.ipynb #c06b790e
 ONE = 2.0 ** 22  # Pillow's fixed point: weights are whole multiples of 1 / ONE
 
 def tent(
@@ -106,7 +110,7 @@ def tent(
     weight = (1 - (x - centre + 0.5).abs() * (1 / step.clamp(min=1))).clamp(min=0) * ((x >= 0) & (x < length))
     return (weight / weight.sum(-1, keepdim=True) * ONE + 0.5).floor()
 
-# %% ../nbs/10_patches.ipynb #392ef91d
+# %% ../nbs/10_patches.ipynb #47ce3a1d
 def _check_boxes(boxes, height, width):
     end = boxes[..., :2] + boxes[..., 2:]
     inside = (boxes[..., :2] >= 0).all(-1) & (boxes[..., 2:] > 0).all(-1) & (end[..., 0] <= height) & (end[..., 1] <= width)
@@ -129,7 +133,7 @@ def crop(
     x = (down @ x / ONE + 0.5).floor()                                                        # [n·K, size, 3·size]
     return x.view(n, K, size, 3, size).permute(0, 1, 3, 2, 4).to(torch.uint8).contiguous()
 
-# %% ../nbs/10_patches.ipynb #7d4959d5
+# %% ../nbs/10_patches.ipynb #71ae4648
 CANVASES = ('mean', 'enlarge')
 
 def place(
@@ -150,7 +154,7 @@ def place(
     out[..., start:start + p, start:start + p] = x
     return out
 
-# %% ../nbs/10_patches.ipynb #ce74db1f
+# %% ../nbs/10_patches.ipynb #33536b92
 def realism(
     logits, # [n,C]
     labels, # LongTensor [n]: the true classes
