@@ -129,3 +129,13 @@ def test_nothing_can_be_changed():
 def test_the_repr_names_every_field_and_the_source():
     text = repr(get('cifar10-conv3-ipc10'))
     assert '  stretch            2.0' in text and '50.2 ± 0.3  (RDED Table 2' in text
+
+
+def test_data_sets_are_known_by_what_people_call_them():
+    assert [recipes.dataset_of(n) for n in ('CIFAR10', 'cifar-10', 'tiny-imagenet-200', 'torchvision:ImageNet', 'imagenette', 'photos', '')] == \
+        ['CIFAR-10', 'CIFAR-10', 'Tiny-ImageNet', 'ImageNet-1K', 'ImageNette', None, None]
+
+
+def test_a_change_is_in_the_name():
+    t = recipes.changed(get('cifar10-conv3-ipc10').training, epochs=3, batch_size=None)
+    assert (t.name, t.epochs, t.batch_size) == ('paper, epochs 3', 3, 50)

@@ -90,7 +90,7 @@ def test_a_seed_counts_once():
 def test_the_published_number_stands_beside_rded_on_its_own_data_only():
     own = lambda **change: report.cells([{**RESULT, 'file': 'a.json', **change}])[0].published
     assert own().top1 == 50.2
-    assert own(method='random-images') is own(dataset='my photos') is own(recipe='mine') is own(ipc=9) is own(student='conv4') is None
+    assert own(method='random-images') is own(dataset='my photos') is own(recipe='mine') is own(ipc=9) is own(student='conv4') is own(observer=None) is None
 
 
 def test_nothing_is_changed():
@@ -101,3 +101,9 @@ def test_nothing_is_changed():
 
 def test_names_from_data_cannot_make_markup():
     assert report.markdown([{'a': '| x |\n# <b>*_`'}]).splitlines()[2] == r'| \| x \| \# &lt;b&gt;\*\_\` |'
+
+
+def test_figures_of_data_sets_with_like_names_do_not_overwrite_each_other(tmp_path):
+    for k, name in enumerate(('a b', 'a-b', '§')): (tmp_path / f'{k}.json').write_text(json.dumps({**RESULT, 'dataset': name}))
+    made = report.write_report(tmp_path, tmp_path / 'out')['files']
+    assert sorted(n for n in made if n.endswith('.png')) == ['figures/a-b-2.png', 'figures/a-b.png', 'figures/data.png']
