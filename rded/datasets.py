@@ -6,8 +6,9 @@
 __all__ = ['EXTENSIONS', 'TABLE', 'TORCHVISION', 'Files', 'Numbered', 'ImageSet', 'load_folder', 'imagenet_names', 'data_home',
            'load', 'draw_order']
 
-# %% ../nbs/02_datasets.ipynb #ecdae6f4
+# %% ../nbs/02_datasets.ipynb #160331a4
 import contextlib, difflib, inspect, operator, os, re, sys, warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
@@ -18,29 +19,27 @@ import torch
 from PIL import Image
 
 from .files import digest64, hash64
-from .images import read_image, show_images, to_image, to_rgb, to_tensor, whole
+from .images import naming, read_image, show_images, to_image, to_rgb, to_tensor, whole
 
-# %% ../nbs/02_datasets.ipynb #d31a7457
+# %% ../nbs/02_datasets.ipynb #7a98f906
 class Files:
     "Reads images that are files: a source is a path relative to `root`, with forward slashes."
     def __init__(self, root): self.root = root
     def _path(self, source): return os.path.join(self.root, *source.split('/'))
     def image(self, source): return read_image(self._path(source), source)
     def content(self, source):
-        with open(self._path(source), 'rb') as file: return digest64(file.read())
+        with naming(source), open(self._path(source), 'rb') as file: return digest64(file.read())
 
 class Numbered:
     "Reads images that have a number: a source is 'split/number', and `get(number)` a Pillow image."
     def __init__(self, get): self.get = get
     def image(self, source):
-        try: return to_rgb(self.get(int(source.split('/')[1])))
-        except MemoryError: raise
-        except Exception as error: raise ValueError(f'{source}: {error}') from error
+        with naming(source): return to_rgb(self.get(int(source.split('/')[1])))
     def content(self, source):
         img = self.image(source)
         return digest64(f'{img.height}x{img.width}:'.encode() + img.tobytes())
 
-# %% ../nbs/02_datasets.ipynb #66fde6c5
+# %% ../nbs/02_datasets.ipynb #14dfdda9
 def _map(function, items, workers):
     "Results in order, from a pool of `workers` threads (Pillow decodes outside Python's lock), a thousand items at a time."
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -53,7 +52,7 @@ def _rows(indices, n):
     indices = torch.as_tensor(indices)
     return torch.arange(n)[indices].tolist() if indices.numel() else []
 
-# %% ../nbs/02_datasets.ipynb #321eee78
+# %% ../nbs/02_datasets.ipynb #ef4374c9
 class ImageSet(Sequence):
     "Labelled images in class order, decoded when asked for; `x` holds them where they are in memory."
     def __init__(
@@ -84,7 +83,8 @@ class ImageSet(Sequence):
         "What people call the classes; two classes of one name are told apart by their keys."
         known = self._known or (imagenet_names() if self.wnids else {})
         names = [known.get(key, key) for key in self.classes]
-        return [name if names.count(name) == 1 else f'{name} ({key})' for name, key in zip(names, self.classes)]
+        times = Counter(names)
+        return [name if times[name] == 1 else f'{name} ({key})' for name, key in zip(names, self.classes)]
 
     def __len__(self): return len(self.ids)
 
@@ -191,7 +191,7 @@ class ImageSet(Sequence):
         self.show().savefig(page, dpi=70, bbox_inches='tight')
         return page.getvalue()
 
-# %% ../nbs/02_datasets.ipynb #1632ebf9
+# %% ../nbs/02_datasets.ipynb #127a93c4
 def _every_fifth(y, split):
     "Rows of a split where there is no official one: every fifth image of each class is 'val'."
     y, held = np.asarray(y), np.zeros(len(y), bool)
@@ -218,7 +218,7 @@ def _digits(split):
     x = torch.from_numpy(np.stack(large))[:, None].repeat(1, 3, 1, 1)
     return _numbered('digits', split, '0123456789', data.target, _every_fifth(data.target, split), lambda i: to_image(x[i]), x)
 
-# %% ../nbs/02_datasets.ipynb #b3f43d80
+# %% ../nbs/02_datasets.ipynb #ce23f5ad
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # those of torchvision's ImageFolder
 
 class _Tree:
@@ -263,7 +263,7 @@ class _Tree:
         if self.refused: warnings.warn(f'{self.root}: {len(self.refused)} links lead out of it and are not followed, such as '
                                        f'{os.path.relpath(self.refused[0], self.root)}; links=True follows them', stacklevel=4)
 
-# %% ../nbs/02_datasets.ipynb #a55e8ccd
+# %% ../nbs/02_datasets.ipynb #59ad1d3e
 def _assemble(
     tree, split,
     classes,    # keys in order
@@ -298,7 +298,7 @@ def load_folder(
     classes = _classes_in(tree, part)
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes])
 
-# %% ../nbs/02_datasets.ipynb #d762995d
+# %% ../nbs/02_datasets.ipynb #a1b18333
 def _check_same(classes, train, where):
     "`ValueError` that names the difference unless both lists hold the same classes."
     missing, extra = sorted(set(train) - set(classes)), sorted(set(classes) - set(train))
@@ -320,7 +320,7 @@ def _load_split(tree, split):
     if split == 'val' and 'train' in tree.folders(): _check_same(classes, _classes_in(tree, 'train'), f'{part}/')
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree.root))
 
-# %% ../nbs/02_datasets.ipynb #4c93833e
+# %% ../nbs/02_datasets.ipynb #f9c4ab87
 def _words(root):
     "WordNet id → its first name, from the `words.txt` of tiny-imagenet; empty where there is none."
     path = os.path.join(root, 'words.txt')
@@ -342,7 +342,7 @@ def _load_tiny_val(tree):
         files[key].append(path)
     return _assemble(tree, 'val', classes, files.values(), _words(tree.root))
 
-# %% ../nbs/02_datasets.ipynb #bc7d31e9
+# %% ../nbs/02_datasets.ipynb #96ac0009
 @cache
 def imagenet_names():
     "WordNet id → the first of its English names, for ImageNet's 21,841 classes."
@@ -350,7 +350,7 @@ def imagenet_names():
     info = ImageNetInfo('imagenet-22k')
     return {wnid: info.label_name_to_description(wnid).split(',')[0] for wnid in info.label_names()}
 
-# %% ../nbs/02_datasets.ipynb #e977b86b
+# %% ../nbs/02_datasets.ipynb #68a67c4a
 TORCHVISION = {  # name: arguments for train, arguments for val; the same twice: every fifth image of each class is val
     'CIFAR10': (dict(train=True), dict(train=False)),
     'CIFAR100': (dict(train=True), dict(train=False)),
@@ -376,7 +376,7 @@ def data_home():
     "Where torchvision's data sets lie: the environment's RDED_DATA_HOME, or ~/.cache/rded."
     return os.path.expanduser(os.environ.get('RDED_DATA_HOME') or os.path.join('~', '.cache', 'rded'))
 
-# %% ../nbs/02_datasets.ipynb #e02474ec
+# %% ../nbs/02_datasets.ipynb #4380e9ac
 def _labels(made):
     "The labels of a torchvision data set, without decoding an image."
     for field in ('targets', 'labels', '_labels'):
@@ -397,7 +397,7 @@ def _pixels(made):
     if x.ndim == 3: return x[:, None].expand(-1, 3, -1, -1)
     return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2)
 
-# %% ../nbs/02_datasets.ipynb #4886efa1
+# %% ../nbs/02_datasets.ipynb #ba153369
 def _make(name, arguments, download):
     "torchvision's own object, downloaded first where that is asked for and needed."
     from torchvision import datasets
@@ -420,7 +420,7 @@ def _torchvision(name, split, download):
     rows = _every_fifth(y, split) if arguments[0] == arguments[1] else np.arange(len(y))
     return _numbered(f'torchvision:{name}', split, keys, y, rows, lambda i: made[i][0], _pixels(made), names)
 
-# %% ../nbs/02_datasets.ipynb #ac4f18db
+# %% ../nbs/02_datasets.ipynb #a5342476
 def _unknown(data):
     "The error for something that is neither a folder nor a name."
     if os.sep in data or data.startswith('.'): return ValueError(f'{data}: no such folder')
@@ -447,7 +447,7 @@ def load(
     if data == f'torchvision:{name}' and name in TORCHVISION: return _torchvision(name, split, download)
     raise _unknown(str(data))
 
-# %% ../nbs/02_datasets.ipynb #90bd5b17
+# %% ../nbs/02_datasets.ipynb #212174bd
 def draw_order(
     images, # ImageSet
     label,  # class index
