@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'distill', 'make_set', 'train_set', 'result', 'method_of', 'cited', 'describe', 'weight_bytes',
            'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #fb86ffd5
+# %% ../nbs/41_pipeline.ipynb #f88eb8f4
 import platform
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from . import baselines, datasets, models
-from .distilled import DistilledSet, build, stored_bytes
+from .distilled import DistilledSet, build, stored_bytes, versions
 from .evaluate import evaluate
 from .files import read_json, write_json
 from .labels import HardLabels, LiveLabels
@@ -24,7 +24,7 @@ from .observer import Observer, check_class_order, get_observer, match_columns, 
 from .score import choose, score_images
 from .student import train_student
 
-# %% ../nbs/41_pipeline.ipynb #84e45d5d
+# %% ../nbs/41_pipeline.ipynb #dc7e6160
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -42,7 +42,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #6eddac1e
+# %% ../nbs/41_pipeline.ipynb #8669eafc
 METHODS = {'rded': distill,
            'random-images': lambda r, images, observer, seed, **_: baselines.random_images(images, ipc=r.ipc, size=r.size, seed=seed),
            'random-crops': lambda r, images, observer, seed, **_: baselines.random_crops(images, ipc=r.ipc, size=r.size, seed=seed, scale=r.scale),
@@ -56,7 +56,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #99675e37
+# %% ../nbs/41_pipeline.ipynb #10c126f2
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views; None: hard labels
@@ -71,7 +71,8 @@ def train_set(
 ) -> tuple:                # (network, result)
     "Train one student on a set and evaluate it; its network and its result."
     classes = len(distilled.classes)
-    net = models.build(student, classes, distilled.size, distilled.classes, distilled.wnids, seed=seed)
+    mean, std = models.normalisation(training.normalisation)
+    net = models.build(student, classes, distilled.size, distilled.classes, distilled.wnids, mean, std, seed=seed)
     columns = match_columns(net, val)
     def look(net):
         found = evaluate(net, val, batch, workers, device, columns)
@@ -104,7 +105,7 @@ def cited(recipe, images) -> str:
 def describe(observer):
     return {'name': observer.name, 'arch': observer.arch, 'sha256': observer.sha256, 'top1': observer.top1} if observer else None
 
-# %% ../nbs/41_pipeline.ipynb #641c0e16
+# %% ../nbs/41_pipeline.ipynb #620d9ae3
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -117,11 +118,8 @@ def peak_memory(device) -> float:
 
 def environment(device) -> dict:
     "What a number may depend on beside its recipe."
-    import timm, torchvision
-    from rded import __version__
     hardware = torch.cuda.get_device_name() if device == 'cuda' else processor()
-    return {'device': device, 'hardware': hardware, 'threads': torch.get_num_threads(), 'python': platform.python_version(), 'rded': __version__,
-            'torch': torch.__version__, 'torchvision': torchvision.__version__, 'timm': timm.__version__}
+    return {'device': device, 'hardware': hardware, 'threads': torch.get_num_threads(), 'python': platform.python_version(), **versions()}
 
 def processor() -> str:
     "Name and number of the processors."
@@ -137,7 +135,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #ca3edfc2
+# %% ../nbs/41_pipeline.ipynb #0b01e4cc
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
