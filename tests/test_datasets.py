@@ -63,8 +63,8 @@ def test_real_imagenette_is_imagefolders(imagenette_root):
 
 
 def test_a_large_folder_is_listed_in_about_a_second(tmp_path):
-    "5,000 files in a tenth of it; nothing is opened, so they may be empty."
-    for c in range(5):
+    "50,000, that is: 2,000 in a twenty-fifth of it. Nothing is opened, so the files may be empty."
+    for c in range(2):
         folder = tmp_path / 'train' / f'{c:02d}'
         folder.mkdir(parents=True)
         for i in range(1000): os.close(os.open(folder / f'{i:05d}.jpg', os.O_CREAT))
@@ -73,7 +73,7 @@ def test_a_large_folder_is_listed_in_about_a_second(tmp_path):
         start = time.process_time()
         images = load(tmp_path)
         seconds.append(time.process_time() - start)
-    assert len(images) == 5_000 and images.counts() == [1000] * 5 and min(seconds) < 0.1
+    assert len(images) == 2_000 and images.counts() == [1000] * 2 and min(seconds) < 0.05
 
 
 def test_cifar10_from_its_folder(cifar10_root):
@@ -168,17 +168,17 @@ def test_nothing_changes_its_inputs(tmp_path):
 
 @pytest.fixture
 def tiny(tmp_path):
-    "tiny-imagenet-200 as it is downloaded, with 200 classes of few and empty images."
+    "tiny-imagenet-200 as it is downloaded, with 60 classes of few and empty images."
     rng = np.random.default_rng(0)
-    wnids = [f'n{k:08d}' for k in rng.choice(10**8, 200, replace=False)]
+    wnids = [f'n{k:08d}' for k in rng.choice(10**8, 60, replace=False)]
     root = tmp_path / 'tiny-imagenet-200'
     for wnid in wnids:
         (root / 'train' / wnid / 'images').mkdir(parents=True)
         (root / 'train' / wnid / f'{wnid}_boxes.txt').touch()
-        for k in range(4): (root / 'train' / wnid / 'images' / f'{wnid}_{k}.JPEG').touch()
+        for k in range(2): (root / 'train' / wnid / 'images' / f'{wnid}_{k}.JPEG').touch()
     (root / 'val' / 'images').mkdir(parents=True)
-    labels = rng.permutation(wnids * 3).tolist()
-    for k in range(600): (root / 'val' / 'images' / f'val_{k}.JPEG').touch()
+    labels = rng.permutation(wnids * 2).tolist()
+    for k in range(120): (root / 'val' / 'images' / f'val_{k}.JPEG').touch()
     (root / 'val' / 'val_annotations.txt').write_text(''.join(f'val_{k}.JPEG\t{wnid}\t0\t1\t62\t63\n' for k, wnid in enumerate(labels)))
     (root / 'wnids.txt').write_text('\n'.join(wnids) + '\n')
     (root / 'words.txt').write_text(''.join(f'{wnid}\tthing {wnid[1:]}, other name\n' for wnid in sorted(wnids)))
@@ -200,7 +200,7 @@ def test_tiny_imagenet_as_downloaded_equals_its_imagefolder_view(tiny, tmp_path)
         assert ours.classes == ours.wnids == moved.classes == reference.classes and ours.names == [f'thing {w[1:]}' for w in ours.classes]
         assert dict(zip(ours.ids, ours.y.tolist())) == dict(zip(moved.ids, moved.y.tolist()))
         assert {os.path.basename(p): y for p, y in reference.samples} == {os.path.basename(s): int(y) for s, y in zip(ours.sources, ours.y)}
-        assert all(drawn(ours, c, 0) == drawn(moved, c, 0) for c in range(0, 200, 20))
+        assert all(drawn(ours, c, 0) == drawn(moved, c, 0) for c in range(0, 60, 7))
         assert all((tiny / source).is_file() for source in ours.sources)
 
 
@@ -209,10 +209,10 @@ def test_tiny_imagenet_with_a_table_that_does_not_fit(tiny):
     text, first = table.read_text(), sorted(p.name for p in (tiny / 'train').iterdir())[0]
     table.write_text(''.join(line for line in text.splitlines(True) if first not in line))
     with pytest.raises(ValueError, match=f'disagree about the classes.*lacks {first}'): load(tiny, 'val')
-    table.write_text(text + 'val_600.JPEG\tn99999999\t0\t0\t1\t1\n')
+    table.write_text(text + 'val_120.JPEG\tn99999999\t0\t0\t1\t1\n')
     with pytest.raises(ValueError, match='has also n99999999'): load(tiny, 'val')
     table.write_text(text + '../../secret.JPEG\t' + first + '\t0\t0\t1\t1\n')
-    assert len(load(tiny, 'val')) == 600
+    assert len(load(tiny, 'val')) == 120
 
 
 # torchvision's own
