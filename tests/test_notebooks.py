@@ -1,4 +1,5 @@
 """Notebooks and modules say the same, and what is stored in a notebook is small, clean and nobody's."""
+import ast
 import json
 import os
 import re
@@ -79,7 +80,8 @@ def test_numbers_are_the_reading_order():
 def test_a_module_uses_only_modules_with_lower_numbers():
     order = {p.stem[3:]: int(p.stem[:2]) for p in NOTEBOOKS if p.parent.name == 'nbs'}
     for path in (ROOT / 'rded').glob('[!_]*.py'):
-        used = re.findall(r'(?:from|import) (?:rded)?\.(\w+)', path.read_text(encoding='utf-8'))
+        imports = [n for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and n.level]
+        used = [u for n in imports for u in ([n.module] if n.module else [a.name for a in n.names])]
         assert [u for u in used if u in order and order[u] >= order[path.stem]] == [], path.name
 
 
