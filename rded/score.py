@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHUNK_PIXELS', 'TOLERANCE', 'ahead', 'in_memory', 'Cutting', 'chunk_images', 'chunks', 'repaired', 'Candidates',
-           'score_images', 'choose']
+           'Columns', 'score_images', 'choose']
 
-# %% ../nbs/13_score.ipynb #1be75bed
+# %% ../nbs/13_score.ipynb #d262f03d
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .mosaic import arrange, cell_size
 from .patches import CANVASES, crop, place, realism, sample_boxes
 from .select import best_per_image, check_fits, pick
 
-# %% ../nbs/13_score.ipynb #1adeb70f
+# %% ../nbs/13_score.ipynb #75b789aa
 def ahead(
     function,
     items,   # any iterable; taken up as needed
@@ -38,14 +38,14 @@ def ahead(
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/13_score.ipynb #6dd6fcd3
+# %% ../nbs/13_score.ipynb #8eb3a0b9
 def in_memory(
     images, # ImageSet
 ):
     "Whether the original pixels of all images lie in `images.x`: a resized copy would put the boxes elsewhere."
     return bool(getattr(images, 'native', False))
 
-# %% ../nbs/13_score.ipynb #770eda7a
+# %% ../nbs/13_score.ipynb #d3398e40
 @dataclass(frozen=True)
 class Cutting:
     "What happens to an image before an observer sees it."
@@ -73,7 +73,7 @@ class Cutting:
         boxes = self.boxes(images, indices, x.shape[-2], x.shape[-1])
         return list(zip(boxes, crop(x, boxes, self.size)))
 
-# %% ../nbs/13_score.ipynb #399cf08e
+# %% ../nbs/13_score.ipynb #9a9c2fd4
 CHUNK_PIXELS = {'cpu': 2 ** 15, 'cuda': 2 ** 24}  # the observer's input pixels in a chunk, about
 
 def chunk_images(
@@ -96,7 +96,7 @@ def chunks(
         drawn, spare = order[:preselect], iter(order[preselect:])
         for k in range(0, len(drawn), each): yield label, drawn[k:k + each], spare
 
-# %% ../nbs/13_score.ipynb #da9dac19
+# %% ../nbs/13_score.ipynb #04ad77b8
 def repaired(images, cutting, cut, indices, spare, broken):
     "(indices, boxes [m,K,4], crops [m,K,3,p,p]) of a chunk whose broken images are replaced by spare ones, or left out when there are none."
     whole = []
@@ -109,7 +109,7 @@ def repaired(images, cutting, cut, indices, spare, broken):
         else: whole.append((i, *result))
     return [i for i, *_ in whole], [b for _, b, _ in whole], [c for *_, c in whole]
 
-# %% ../nbs/13_score.ipynb #15e44a6d
+# %% ../nbs/13_score.ipynb #3311ca56
 @dataclass(frozen=True, repr=False)
 class Candidates:
     "The best crop of every drawn image, class by class in the order of the draw."
@@ -147,20 +147,50 @@ class Candidates:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/13_score.ipynb #2cd2a563
+# %% ../nbs/13_score.ipynb #864e9f93
+class Columns:
+    "What is kept of every drawn image, filled chunk by chunk; scores stay on the device."
+    def __init__(self, n, crops, device):
+        self.index, self.label = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+        self.boxes, self.scores, self.filled = torch.zeros(n, crops, 4, dtype=torch.long), torch.zeros(n, crops, device=device), 0
+
+    def add(self, index, label, boxes, scores):
+        rows = slice(self.filled, self.filled + len(index))
+        self.index[rows], self.label[rows], self.boxes[rows], self.scores[rows] = torch.tensor(index), label, torch.stack(boxes), scores
+        self.filled += len(index)
+
+    def done(self):
+        "(index, label, boxes, scores) of what was filled, on the CPU."
+        return [column[:self.filled].cpu() for column in (self.index, self.label, self.boxes, self.scores)]
+
+# %% ../nbs/13_score.ipynb #16e32f85
 @torch.inference_mode()
 def _chunk_scores(observer, crops, label, size, canvas, device):
     "Realism [m,K] of the crops [m,K,3,p,p] of a chunk, still on the device."
     x = place(crops.flatten(0, 1).to(device), size, canvas, observer.mean).contiguous(memory_format=torch.channels_last)
     return realism(observer.logits(x), torch.full((len(x),), label, device=device)).view(crops.shape[:2])
 
-def _checked(images, observer, size, canvas, preselect, crops):
+def _candidates(images, observer, columns, broken, settings, environment):
+    "The best crop of every image; `ValueError` for scores that are not numbers."
+    index, label, boxes, scores = columns.done()
+    if scores.isnan().any():
+        source = images.sources[index[scores.isnan().any(1)][0]]
+        raise ValueError(f'observer {observer.name}: its score for {source} is not a number; are its weights whole?')
+    best, score = best_per_image(scores)
+    drawn = torch.bincount(label, minlength=len(images.classes)).tolist()
+    settings = dict(settings, drawn=[min(drawn), max(drawn)])
+    return Candidates(index, label, boxes[torch.arange(len(best)), best], score, best, scores, drawn, broken, settings, environment)
+
+def _check(images, observer, size, canvas, preselect, crops):
+    "`ValueError` for what cannot be scored."
     if canvas not in CANVASES: raise ValueError(f'canvas {canvas!r}: choose one of {", ".join(CANVASES)}')
     if preselect < 1: raise ValueError(f'preselect {preselect}: draw at least 1 image a class')
     if crops < 1: raise ValueError(f'{crops} crops an image: take at least 1')
     if observer.size and observer.size != size: raise ValueError(f'observer {observer.name} looks at {observer.size} pixels, size {size} is asked')
-    if list(observer.classes) != list(images.classes): raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
+    if list(observer.classes) != list(images.classes):
+        raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 
+# %% ../nbs/13_score.ipynb #01d74ec6
 def score_images(
     images,              # ImageSet
     observer,            # anything with .logits(x) → [n,C] in the data set's class order, .classes, .size, .mean, .name
@@ -178,32 +208,20 @@ def score_images(
     progress=None,       # progress(iterable, label, total)
 ):
     "Score K crops of M drawn images a class and keep the best of each image: `Candidates`. `ValueError` for scores that are not numbers."
-    _checked(images, observer, size, canvas, preselect, crops)
+    _check(images, observer, size, canvas, preselect, crops)
     cutting, each = Cutting(seed, crops, tuple(scale), cell_size(size, factor)), chunk_images(size, crops, device)
-    drawn, rows, broken = [min(preselect, n) for n in images.counts()], [], []
-    total = sum(-(-n // each) for n in drawn)
+    drawn, broken = [min(preselect, n) for n in images.counts()], []
+    columns = Columns(sum(drawn), crops, device)
     threads = 0 if in_memory(images) else workers
     cut = ahead(lambda part: (part, cutting.several(images, part[1])), chunks(images, preselect, each, seed), threads, max(1, batch // (each * crops)))
-    for (label, indices, spare), results in (progress or (lambda it, *_: it))(cut, 'scoring', total):
+    for (label, indices, spare), results in (progress or (lambda it, *_: it))(cut, 'scoring', sum(-(-n // each) for n in drawn)):
         indices, boxes, patches = repaired(images, cutting, results, indices, spare, broken)
-        if indices: rows.append((torch.tensor(indices), label, torch.stack(boxes), _chunk_scores(observer, torch.stack(patches), label, size, canvas, device)))
+        if indices: columns.add(indices, label, boxes, _chunk_scores(observer, torch.stack(patches), label, size, canvas, device))
     settings = dict(size=size, factor=factor, preselect=preselect, crops=crops, canvas=canvas, scale=list(scale), seed=seed)
     environment = dict(device=str(device), batch=batch, workers=workers, threads=torch.get_num_threads())
-    return _candidates(images, observer, rows, broken, settings, environment)
+    return _candidates(images, observer, columns, broken, settings, environment)
 
-# %% ../nbs/13_score.ipynb #227cde5b
-def _candidates(images, observer, rows, broken, settings, environment):
-    "Chunks to one table; the scores leave the device here, all at once."
-    index, label = torch.cat([i for i, *_ in rows]), torch.cat([torch.full_like(i, c) for i, c, *_ in rows])
-    boxes, scores = torch.cat([b for _, _, b, _ in rows]), torch.cat([s for *_, s in rows]).cpu()
-    if scores.isnan().any():
-        raise ValueError(f'observer {observer.name}: its score for {images.sources[index[scores.isnan().any(1)][0]]} is not a number; are its weights whole?')
-    best, score = best_per_image(scores)
-    drawn = torch.bincount(label, minlength=len(images.classes)).tolist()
-    settings['drawn'] = [min(drawn), max(drawn)]
-    return Candidates(index, label, boxes[torch.arange(len(best)), best], score, best, scores, drawn, broken, settings, environment)
-
-# %% ../nbs/13_score.ipynb #7fba78e3
+# %% ../nbs/13_score.ipynb #260f8ae4
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
 def choose(

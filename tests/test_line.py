@@ -1,5 +1,6 @@
 """The fast line equals the naive one on real images: draw, boxes, crops, scores, selection, stitched pixels."""
 import math
+import os
 
 import numpy as np
 import pytest
@@ -129,3 +130,18 @@ def test_nothing_changes_its_inputs():
     distilled.rebuild(made.manifest, images)
     assert torch.equal(images.x, before) and images.sources == sources
     assert torch.equal(found.score, copies[0]) and torch.equal(found.box, copies[1]) and found.settings == copies[2] and torch.equal(made.x, copies[3])
+
+
+def test_memory_does_not_grow_with_the_class(imagenette_root):
+    statm = '/proc/self/statm'
+    if not os.path.exists(statm): pytest.skip('no /proc')
+    resident = lambda: int(open(statm).read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+    images = datasets.load(imagenette_root, 'train')
+    images = images.subset(images.of_class(0)[:240])
+    images.classes = images.classes[:1]
+    observer = naive.NearestMean(images, 112, 5)
+    options = dict(size=112, factor=2, workers=2, batch=50)
+    score.score_images(images, observer, preselect=20, **options)
+    before = resident()
+    score.score_images(images, observer, preselect=240, **options)
+    assert resident() - before < 60  # one image's crops on their canvases are 0.75 MB
