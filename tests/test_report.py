@@ -107,3 +107,9 @@ def test_figures_of_data_sets_with_like_names_do_not_overwrite_each_other(tmp_pa
     for k, name in enumerate(('a b', 'a-b', '§')): (tmp_path / f'{k}.json').write_text(json.dumps({**RESULT, 'dataset': name}))
     made = report.write_report(tmp_path, tmp_path / 'out')['files']
     assert sorted(n for n in made if n.endswith('.png')) == ['figures/a-b-2.png', 'figures/a-b.png', 'figures/data.png']
+
+
+def test_somebody_elses_readme_stays(tmp_path):
+    (tmp_path / 'README.md').write_text('# My project\n')
+    with pytest.raises(ValueError, match='not a report of rded'): report.write_report(HERE / 'results', tmp_path)
+    assert files(tmp_path) == {'README.md': b'# My project\n'}
