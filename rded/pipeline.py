@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'distill', 'make_set', 'train_set', 'result', 'method_of', 'cited', 'describe', 'weight_bytes',
            'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #f88eb8f4
+# %% ../nbs/41_pipeline.ipynb #4b1b10f7
 import platform
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from .observer import Observer, check_class_order, get_observer, match_columns, 
 from .score import choose, score_images
 from .student import train_student
 
-# %% ../nbs/41_pipeline.ipynb #dc7e6160
+# %% ../nbs/41_pipeline.ipynb #54c90de4
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -40,9 +40,9 @@ def distill(
     candidates = score_images(images, observer, size=recipe.size, preselect=recipe.preselect, crops=recipe.crops, factor=recipe.factor, canvas=recipe.canvas,
                               scale=recipe.scale, seed=seed, batch=batch, workers=workers, device=device, progress=progress)
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed)
-    return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection}, observer=observer, workers=workers)
+    return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #8669eafc
+# %% ../nbs/41_pipeline.ipynb #076f4c9c
 METHODS = {'rded': distill,
            'random-images': lambda r, images, observer, seed, **_: baselines.random_images(images, ipc=r.ipc, size=r.size, seed=seed),
            'random-crops': lambda r, images, observer, seed, **_: baselines.random_crops(images, ipc=r.ipc, size=r.size, seed=seed, scale=r.scale),
@@ -56,7 +56,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #10c126f2
+# %% ../nbs/41_pipeline.ipynb #5a1f2577
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views; None: hard labels
@@ -105,7 +105,7 @@ def cited(recipe, images) -> str:
 def describe(observer):
     return {'name': observer.name, 'arch': observer.arch, 'sha256': observer.sha256, 'top1': observer.top1} if observer else None
 
-# %% ../nbs/41_pipeline.ipynb #620d9ae3
+# %% ../nbs/41_pipeline.ipynb #afc8c948
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -135,7 +135,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #0b01e4cc
+# %% ../nbs/41_pipeline.ipynb #187b11fa
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
