@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +22,13 @@ from rded.files import Log, atomic_dir, write_json
 top = Path(sys.argv[1])
 log = Log(top / 'log.jsonl')
 done = len(list(log))
-print('ready', flush=True)
 for k in range(done, 10**6):
     write_json(top / 'state.json', {'k': k, 'body': [k] * 20_000})
     if not (top / f'set{k}').exists():
         with atomic_dir(top / f'set{k}') as folder:
             for i in range(5): (folder / f'{i}.txt').write_text(f'{k} ' * 5_000)
     log.append({'k': k, 'pad': 'x' * 5_000})
+    print('one more', flush=True)
 '''
 
 
@@ -49,8 +50,8 @@ def test_a_killed_writer_leaves_nothing_half_written_and_is_resumed(tmp_path):
     moments, counts = random.Random(0), []
     for _ in range(8):
         writer = subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path)], stdout=subprocess.PIPE)
-        writer.stdout.readline()
-        time.sleep(moments.uniform(0, 0.15))
+        for _ in range(moments.randint(0, 3)): writer.stdout.readline()
+        time.sleep(moments.uniform(0, 0.1))
         writer.send_signal(signal.SIGKILL)
         writer.communicate()
         counts.append(survivors(tmp_path))
@@ -189,6 +190,30 @@ def test_a_place_without_permission_is_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match='cannot be written to: choose another place'): write_json(tmp_path / 'a.json', 1)
         with pytest.raises(ValueError, match='choose another place'): write_json(tmp_path / 'b' / 'a.json', 1)
     finally: tmp_path.chmod(0o700)
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    "fsync of what is written, then the rename, then fsync of the folder; for a folder of all that is in it."
+    steps, fsync, replace = [], os.fsync, os.replace
+    def synced(handle):
+        steps.append(os.path.basename(os.readlink(f'/proc/self/fd/{handle}')))
+        fsync(handle)
+    def renamed(old, new):
+        steps.append(f'{Path(old).name} to {Path(new).name}')
+        replace(old, new)
+    if not os.path.isdir('/proc/self/fd'): pytest.skip('needs /proc')
+    monkeypatch.setattr(os, 'fsync', synced)
+    monkeypatch.setattr(os, 'replace', renamed)
+    write_json(tmp_path / 'a.json', 1)
+    assert len(steps) == 3 and steps == [steps[0], f'{steps[0]} to a.json', tmp_path.name]
+    steps.clear()
+    with atomic_dir(tmp_path / 'set') as folder:
+        (folder / 'images').mkdir()
+        (folder / 'images' / '0.png').touch()
+    assert sorted(steps[:3]) == sorted([folder.name, 'images', '0.png']) and steps[3:] == [f'{folder.name} to set', tmp_path.name]
+    steps.clear()
+    Log(tmp_path / 'log').append(1)
+    assert steps == ['log']
 
 
 def test_writing_changes_nothing_it_was_given(tmp_path):
