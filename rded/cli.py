@@ -8,12 +8,12 @@ __all__ = ['REMEDIES', 'METHODS', 'DATA', 'OBSERVER', 'NOTE', 'PRECISION', 'COMM
            'verify', 'rebuild', 'train', 'evaluate', 'recipes', 'run', 'report', 'Parser', 'whole', 'several', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #1cd2beaf
+# %% ../nbs/47_cli.ipynb #c05313b2
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #c7b6294e
+# %% ../nbs/47_cli.ipynb #b2e3a3af
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -33,7 +33,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #9db444f0
+# %% ../nbs/47_cli.ipynb #ef987f6d
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -51,7 +51,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #59e7349f
+# %% ../nbs/47_cli.ipynb #94c8bc74
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -61,7 +61,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #46e57180
+# %% ../nbs/47_cli.ipynb #53389f33
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -82,7 +82,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #8bb66bd9
+# %% ../nbs/47_cli.ipynb #a09bc9ad
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -103,7 +103,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #e30db312
+# %% ../nbs/47_cli.ipynb #f5470b62
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -124,7 +124,7 @@ def _recipe(args, images, size, arch):
     check_fits(images.counts(), args.ipc, 1 if one else factor, images.classes, args.preselect if args.method == 'rded' else None)
     return Recipe(name='own', data=str(args.data), dataset=images.name, classes=classes, size=size, ipc=args.ipc, factor=factor,
                   observer=arch, student=arch, training=paper_training(arch, args.ipc, classes),
-                  preselect=args.preselect, crops=args.crops, canvas=args.canvas, selection=args.selection)
+                  preselect=args.preselect, crops=args.crops, canvas=args.canvas, selection=args.selection, jpeg=args.jpeg)
 
 def distill(args, progress):
     from rded import datasets, models, pipeline
@@ -148,7 +148,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #5c7115c2
+# %% ../nbs/47_cli.ipynb #ea5923dc
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -191,7 +191,7 @@ def _distance(made, folder):
     print(f"  beside the old {found['differing']} images differ, by at most {found['largest']} of 255")
     return {'largest': found['largest']}
 
-# %% ../nbs/47_cli.ipynb #bdf551c4
+# %% ../nbs/47_cli.ipynb #5608fb06
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -235,7 +235,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #083890d4
+# %% ../nbs/47_cli.ipynb #b311c124
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -264,7 +264,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #3804b0b6
+# %% ../nbs/47_cli.ipynb #06347bc2
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -293,7 +293,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #6125aa7f
+# %% ../nbs/47_cli.ipynb #45a4b4ae
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -311,6 +311,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'), '--preselect': dict(type=whole(1), default=300, help='images drawn of each class (300)'),
         '--size': dict(type=whole(1), help="pixels; the observer's unless told"), '--selection': dict(default='top', help="which crops to keep ('top')"),
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
+        '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would (the published code: 75)'),
         '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}: the last three are baselines"), '--out': dict(required=True, help='a new folder')}),
     'verify': (verify, 'check a distilled set against its manifest', {'set': dict(metavar='DIR')}),
     'rebuild': (rebuild, 'make a distilled set again from its manifest and the original images', {
@@ -354,7 +355,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #68379e62
+# %% ../nbs/47_cli.ipynb #25e47749
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

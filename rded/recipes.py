@@ -8,13 +8,13 @@ __all__ = ['TILES', 'MIXES', 'RATES', 'BATCHES', 'SMALL', 'LARGE', 'OBSERVERS', 
            'changed', 'ObserverTraining', 'observer_training', 'Published', 'published_rows', 'published', 'Recipe',
            'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny', 'get']
 
-# %% ../nbs/40_recipes.ipynb #0664cf3c
+# %% ../nbs/40_recipes.ipynb #e6d2d4d7
 import csv, difflib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #379d0ec2
+# %% ../nbs/40_recipes.ipynb #d4881332
 TILES = ('rows-and-columns', 'all', 'none')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
          'mixup': dict(mix_alpha=0.8, temperature=4.0),
@@ -59,7 +59,7 @@ class Training:
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES)
         if not self.lr > 0: raise ValueError(f'training: lr is {self.lr}: give a rate above 0')
 
-# %% ../nbs/40_recipes.ipynb #d75c9607
+# %% ../nbs/40_recipes.ipynb #8a445644
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -75,7 +75,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #d2de64b1
+# %% ../nbs/40_recipes.ipynb #b0e4a28f
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -87,7 +87,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #4b473f82
+# %% ../nbs/40_recipes.ipynb #9c81c7e9
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -104,14 +104,14 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #a8a5f680
+# %% ../nbs/40_recipes.ipynb #722425a9
 def changed(settings, **values):
     "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
     told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
-# %% ../nbs/40_recipes.ipynb #dba11c58
+# %% ../nbs/40_recipes.ipynb #6de3a335
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -159,7 +159,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #30144a3e
+# %% ../nbs/40_recipes.ipynb #47111f91
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -196,7 +196,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #f17a2855
+# %% ../nbs/40_recipes.ipynb #c3094646
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -225,6 +225,7 @@ class Recipe:
         _at_least_one('recipe', classes=self.classes, size=self.size, ipc=self.ipc, factor=self.factor,
                       preselect=self.preselect, crops=self.crops)
         _one_of('recipe', 'canvas', self.canvas, ('mean', 'enlarge'))
+        if self.jpeg is not None and not 1 <= self.jpeg <= 95: raise ValueError(f'recipe: jpeg is {self.jpeg}: give a quality from 1 to 95, or None for PNG')
         if self.factor > self.size: raise ValueError(f'recipe: factor is {self.factor} for images of {self.size} px: give {self.size} or less')
 
     @property
@@ -254,7 +255,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #75413a65
+# %% ../nbs/40_recipes.ipynb #f6a774d3
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -289,7 +290,7 @@ def dataset_of(name):
     plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
     return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
 
-# %% ../nbs/40_recipes.ipynb #51363ff9
+# %% ../nbs/40_recipes.ipynb #46fa7466
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -315,7 +316,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #03aa93c2
+# %% ../nbs/40_recipes.ipynb #f6b286d1
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):

@@ -109,7 +109,7 @@ def test_observers_are_trained_or_released():
 
 @pytest.mark.parametrize('change, words', [
     (dict(ipc=0), 'ipc is 0'), (dict(ipc=-1), 'ipc is -1'), (dict(factor=0), 'factor is 0'), (dict(preselect=0), 'preselect is 0'),
-    (dict(crops=0), 'crops is 0'), (dict(canvas='black'), "canvas is 'black': choose from mean, enlarge")])
+    (dict(crops=0), 'crops is 0'), (dict(jpeg=96), 'jpeg is 96'), (dict(factor=33), 'factor is 33'), (dict(canvas='black'), "canvas is 'black': choose from mean, enlarge")])
 def test_bad_values_are_named(change, words):
     with pytest.raises(ValueError, match=words): replace(get('cifar10-conv3-ipc10'), **change)
 
