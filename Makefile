@@ -19,7 +19,7 @@ $(SETUP): settings.ini setup.py pyproject.toml
 
 quickstart: $(SETUP)
 	mkdir -p out
-	$(BIN)/papermill nbs/tutorials/quickstart.ipynb out/quickstart.ipynb -k python3 -p out out
+	$(BIN)/papermill nbs/tutorials/quickstart.ipynb out/quickstart.ipynb -p out out
 	@$(BIN)/python -c 'import json; [print(f"{v:6.1f} %  {k}") for k, v in json.load(open("out/quickstart.json"))["accuracies"].items()]'
 	@echo "executed notebook:  out/quickstart.ipynb"
 	@echo "the distilled set:  out/quickstart.png"

@@ -89,3 +89,9 @@ def test_tutorials_export_nothing():
     for path in NOTEBOOKS:
         if path.parent.name != 'nbs':
             assert not [c for c in cells(path) if c['cell_type'] == 'code' and re.search(r'^#\| *(export|default_exp)', ''.join(c['source']), re.M)]
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
+def test_papermill_finds_kernel_and_language(path):
+    spec = json.loads(path.read_text(encoding='utf-8'))['metadata'].get('kernelspec', {})
+    assert (spec.get('name'), spec.get('language')) == ('python3', 'python')
