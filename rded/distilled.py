@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'CARD', 'through_jpeg', 'stitch', 'safe_name', 'folder_name
            'assemble', 'build', 'manifest_text', 'read_manifest', 'save', 'load', 'card', 'stored_bytes', 'verify',
            'locate', 'rebuild', 'compare']
 
-# %% ../nbs/14_distilled.ipynb #0f8061ab
+# %% ../nbs/14_distilled.ipynb #97495712
 import copy, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -20,7 +20,7 @@ from .files import atomic_dir, digest64, read_json
 from .images import crop_resize, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #ca23d428
+# %% ../nbs/14_distilled.ipynb #a094333a
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -54,7 +54,7 @@ def stitch(
         return through_jpeg(stitched, jpeg) if jpeg else stitched
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #34344868
+# %% ../nbs/14_distilled.ipynb #d44de483
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -69,7 +69,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #95e0e6ee
+# %% ../nbs/14_distilled.ipynb #cf10c73a
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -78,9 +78,9 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #7058056f
+# %% ../nbs/14_distilled.ipynb #02483307
 class DistilledSet:
-    "Distilled images `.x` uint8 [n,3,S,S] with labels `.y` LongTensor [n], classes, and the manifest they can be made from again (None for a plain folder)."
+    "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
         self.x, self.y, self.classes, self.wnids = x, y, list(classes), wnids
         self.names, self.manifest = list(names or classes), manifest
@@ -125,9 +125,11 @@ class DistilledSet:
         return files
 
     def __repr__(self):
-        made = f'{self.manifest["method"]} of {self.manifest["data"]["name"]} ({self.manifest["data"]["split"]})' if self.manifest else 'a plain folder'
+        m = self.manifest
+        made = f'{m["method"]} of {m["data"]["name"]} ({m["data"]["split"]})' if m else 'a plain folder'
+        cells = f', {self.factor ** 2} patches each' if self.factor > 1 else ''
         each = f'{self.ipc} a class' if self.ipc else 'not equally many a class'
-        return f'{len(self)} images of {len(self.classes)} classes, {each}, {self.size}×{self.size} pixels, {self.factor ** 2} patches each: {made}'
+        return f'{len(self)} images of {len(self.classes)} classes, {each}, {self.size}×{self.size} pixels{cells}: {made}'
 
     def figure(self, most=16):
         "The first image of every class, as far as `most` goes."
@@ -138,7 +140,7 @@ class DistilledSet:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #b0145748
+# %% ../nbs/14_distilled.ipynb #a4210cd3
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -176,8 +178,10 @@ def assemble(
     if not (images.y[index] == y[:, None]).all(): raise ValueError('one distilled image would hold patches of several classes')
     distilled = DistilledSet(stitch(images, index, box, size, workers, progress, settings.get('jpeg')), y, images.classes, images.wnids, images.names)
     scores = [[None] * index.shape[1]] * len(index) if score is None else score.tolist()
-    patches = _each(lambda row: [_patch(images, *cell) for cell in zip(*row)], zip(index.tolist(), box.tolist(), scores), workers, progress, 'describing')
-    entries = [dict(file=file, label=label, hash=pixel_hash(x), patches=p) for file, label, x, p in zip(distilled.files, y.tolist(), distilled.x, patches)]
+    cells = zip(index.tolist(), box.tolist(), scores)
+    patches = _each(lambda row: [_patch(images, *cell) for cell in zip(*row)], cells, workers, progress, 'describing')
+    entries = [dict(file=file, label=label, hash=pixel_hash(x), patches=p)
+               for file, label, x, p in zip(distilled.files, y.tolist(), distilled.x, patches)]
     distilled.broken = list(broken)
     distilled.manifest = dict(
         format=FORMAT, method=method, data=dict(name=images.name, split=images.split, images=len(images)),
@@ -186,7 +190,7 @@ def assemble(
         broken=sorted(source for source, _ in broken), versions=versions(), environment=dict(environment or {}), images=entries)
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #81d40842
+# %% ../nbs/14_distilled.ipynb #f3231774
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -208,7 +212,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #1417bcc4
+# %% ../nbs/14_distilled.ipynb #45f67c5a
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -237,7 +241,7 @@ def _well_formed(image, manifest):
                 and all(len(p['box']) == 4 and isinstance(p['source'] + p['content'], str) for p in patches))
     except (KeyError, TypeError): return False
 
-# %% ../nbs/14_distilled.ipynb #78e38e12
+# %% ../nbs/14_distilled.ipynb #11b39af4
 def _png(x):
     buffer = BytesIO()
     to_image(x).save(buffer, 'PNG')
@@ -257,7 +261,7 @@ def save(self, path, workers=0):
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #9bf53815
+# %% ../nbs/14_distilled.ipynb #47c00ce1
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -284,7 +288,8 @@ def _load_plain(root, size, workers):
     below = [p.name for p in inner] == ['images'] and any(p.is_dir() for p in inner[0].iterdir())
     images = load_folder(inner[0] if below else root, 'distilled')
     decode = lambda i: to_tensor(whole(images.image(i), size) if size else images.image(i))
-    return DistilledSet(_same_size(_each(decode, range(len(images)), workers, None, 'loading'), images.sources), images.y, images.classes, images.wnids, images.names)
+    x = _same_size(_each(decode, range(len(images)), workers, None, 'loading'), images.sources)
+    return DistilledSet(x, images.y, images.classes, images.wnids, images.names)
 
 def load(path, size=None, workers=0):
     "A distilled set from a folder: rded's own, or anyone's class folders (then `size` brings images to one size)."
@@ -293,7 +298,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #f5254c64
+# %% ../nbs/14_distilled.ipynb #1205b317
 CARD = '''# {title}
 
 {n} images of {classes} classes ({each}), {size}×{size} pixels, PNG{stitched}.
@@ -319,14 +324,19 @@ Such sets are made for students that learn from an observer's soft labels of eve
 The pixels are cut out of the source images: their licence and terms apply to this set, too.
 '''
 
+def _known(observer):
+    "An observer's name, and in brackets what else is known of it."
+    accuracy = None if observer.get('top1') is None else f"{observer['top1']:.2f} % top-1"
+    details = ', '.join(filter(None, (observer.get('arch'), accuracy)))
+    return observer['name'] + f' ({details})' * bool(details)
+
 def _origin(manifest):
     "How it was made, in sentences."
     data, settings, observer = manifest['data'], manifest['settings'], manifest.get('observer')
     listed = ', '.join(f'{key} {value}' for key, value in settings.items() if key not in ('size', 'ipc', 'factor'))
-    accuracy = f", {observer['top1']:.2f} % top-1" if observer and observer.get('top1') is not None else ''
-    by = f"\n\nScored by {observer['name']} ({observer['arch']}{accuracy})." if observer else '\n\nNo observer scored the patches.'
-    return f"Made with the method `{manifest['method']}` from the {data['split']} split of {data['name']} ({data['images']} images), seed {manifest.get('seed', 0)}" \
-           + (f'; {listed}.' if listed else '.') + by
+    by = f"Scored by {_known(observer)}." if observer else 'No observer scored the patches.'
+    source = f"the {data['split']} split of {data['name']} ({data['images']} images)"
+    return f"Made with the method `{manifest['method']}` from {source}, seed {manifest.get('seed', 0)}{'; ' * bool(listed)}{listed}.\n\n{by}"
 
 def card(
     distilled, # DistilledSet
@@ -337,7 +347,7 @@ def card(
                        each=f'{distilled.ipc} a class' if distilled.ipc else 'not equally many a class', size=distilled.size,
                        stitched=f', each stitched from {n} patches' if n > 1 else '', origin=_origin(m) if m else 'Not known: there is no manifest.')
 
-# %% ../nbs/14_distilled.ipynb #2e9e5ab9
+# %% ../nbs/14_distilled.ipynb #2f6365d7
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
@@ -345,7 +355,7 @@ def stored_bytes(
     if isinstance(distilled, DistilledSet): return sum(len(_png(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #775d156f
+# %% ../nbs/14_distilled.ipynb #56443f91
 def _state(root, image):
     "'missing', 'changed' or 'whole'."
     path = _inside(root, image['file'])
@@ -370,7 +380,7 @@ def verify(
     report['unexpected'] = sorted(set(there) - set(files))
     return dict(ok=not any(report.values()), images=len(images), **report)
 
-# %% ../nbs/14_distilled.ipynb #f3f837f8
+# %% ../nbs/14_distilled.ipynb #27dfc0d2
 def _search(images, lost, classes):
     "{(source, content): index} of those lost sources whose content another image of their class holds."
     found = {}
@@ -399,18 +409,19 @@ def locate(
     lost = {item: label for item, label in wanted.items() if item not in found}
     found |= _search(images, lost, manifest['classes'])
     gone = [f'{source} ({"changed" if source in at else "missing"})' for source, content in lost if (source, content) not in found]
-    if gone: raise ValueError(f'{len(gone)} of {len(wanted)} source images are not what they were: {", ".join(gone[:5])}{", …" if len(gone) > 5 else ""}')
+    named = ', '.join(gone[:5]) + ', …' * (len(gone) > 5)
+    if gone: raise ValueError(f'{len(gone)} of {len(wanted)} source images are not what they were: {named}')
     index = [[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]
     return torch.tensor(index), {source: images.sources[found[source, content]] for source, content in lost}
 
-# %% ../nbs/14_distilled.ipynb #83221d21
+# %% ../nbs/14_distilled.ipynb #1420f690
 def rebuild(
     manifest,  # dictionary, or the path of rded.json
     images,    # ImageSet: the split of the data set it was made from
     workers=0,
     progress=None,
 ):
-    "Make the images again: a `DistilledSet` with `.moved` {old: new source} and `.differing`, the files whose pixels another library version changed."
+    "Make the images again: a `DistilledSet` with `.moved` {old: new source} and `.differing`, files whose pixels other versions changed."
     old = read_manifest(manifest) if isinstance(manifest, (str, os.PathLike)) else manifest
     index, moved = locate(old, images, workers, progress)
     box = torch.tensor([[p['box'] for p in image['patches']] for image in old['images']])

@@ -6,12 +6,12 @@
 __all__ = ['GOLDEN', 'ATTEMPTS', 'ONE', 'CANVASES', 'mix64', 'uniforms', 'between', 'sample_boxes', 'tent', 'crop', 'place',
            'realism']
 
-# %% ../nbs/10_patches.ipynb #5637f9d2
+# %% ../nbs/10_patches.ipynb #1015b2ad
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/10_patches.ipynb #4b8fd72d
+# %% ../nbs/10_patches.ipynb #30a8735a
 GOLDEN = 0x9E3779B97F4A7C15  # 2⁶⁴ divided by the golden ratio: SplitMix64's increment
 
 def mix64(
@@ -22,7 +22,7 @@ def mix64(
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
-# %% ../nbs/10_patches.ipynb #ac0e7896
+# %% ../nbs/10_patches.ipynb #a7fe252a
 def uniforms(
     keys,     # uint64 [...]: one an image
     *counter, # integers ≥ 0 that broadcast with `keys`: the number of the crop, of the attempt, …
@@ -33,7 +33,7 @@ def uniforms(
         for c in counter: z = mix64(z + (np.asarray(c, np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
     return (z >> np.uint64(11)) * 2.0 ** -53
 
-# %% ../nbs/10_patches.ipynb #cedd585c
+# %% ../nbs/10_patches.ipynb #8c194951
 def between(
     low, high, # positive numbers
     u,         # float64 array in [0, 1)
@@ -48,7 +48,7 @@ def between(
         u = u - (u >= 1)
     return value
 
-# %% ../nbs/10_patches.ipynb #59d5195a
+# %% ../nbs/10_patches.ipynb #a5f2f81b
 ATTEMPTS = 10  # torchvision's
 
 def _attempts(keys, height, width, crops, scale, ratio):
@@ -68,7 +68,7 @@ def _first_fit(h, w, height, width, ratio):
     w = np.where(found, w, np.minimum(width, np.rint(height * ratio[1])))
     return np.where(found, attempt[..., 0], -1), h, w
 
-# %% ../nbs/10_patches.ipynb #2d6a2b27
+# %% ../nbs/10_patches.ipynb #cc9ac6bd
 def _column(values, n):
     "One number, or n of them (tensor, array or list), as int64 [n,1,1]."
     return np.broadcast_to(np.asarray(values, np.int64).reshape(-1, 1, 1), (n, 1, 1))
@@ -94,7 +94,7 @@ def sample_boxes(
     boxes = np.stack([start(height[..., 0] - h, 2), start(width[..., 0] - w, 3), h, w], -1)
     return torch.from_numpy(boxes.astype(np.int64))
 
-# %% ../nbs/10_patches.ipynb #c4df4956
+# %% ../nbs/10_patches.ipynb #6a1eed87
 ONE = 2.0 ** 22  # Pillow's fixed point: weights are whole multiples of 1 / ONE
 
 def tent(
@@ -110,7 +110,7 @@ def tent(
     weight = (1 - (x - centre + 0.5).abs() * (1 / step.clamp(min=1))).clamp(min=0) * ((x >= 0) & (x < length))
     return (weight / weight.sum(-1, keepdim=True) * ONE + 0.5).floor()
 
-# %% ../nbs/10_patches.ipynb #a98e0eff
+# %% ../nbs/10_patches.ipynb #3189c326
 def _check_boxes(boxes, height, width):
     end = boxes[..., :2] + boxes[..., 2:]
     inside = (boxes[..., :2] >= 0).all(-1) & (boxes[..., 2:] > 0).all(-1) & (end[..., 0] <= height) & (end[..., 1] <= width)
@@ -133,7 +133,7 @@ def crop(
     x = (down @ x / ONE + 0.5).floor()                                                        # [n·K, size, 3·size]
     return x.view(n, K, size, 3, size).permute(0, 1, 3, 2, 4).to(torch.uint8).contiguous()
 
-# %% ../nbs/10_patches.ipynb #05828874
+# %% ../nbs/10_patches.ipynb #b0d6c1a9
 CANVASES = ('mean', 'enlarge')
 
 def place(
@@ -154,7 +154,7 @@ def place(
     out[..., start:start + p, start:start + p] = x
     return out
 
-# %% ../nbs/10_patches.ipynb #2f2b2840
+# %% ../nbs/10_patches.ipynb #320bc7c5
 def realism(
     logits, # [n,C]
     labels, # LongTensor [n]: the true classes

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK_PIXELS', 'TOLERANCE', 'ahead', 'in_memory', 'Cutting', 'chunk_images', 'chunks', 'repaired', 'Candidates',
            'Columns', 'score_images', 'choose']
 
-# %% ../nbs/13_score.ipynb #d262f03d
+# %% ../nbs/13_score.ipynb #c3a9da56
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .mosaic import arrange, cell_size
 from .patches import CANVASES, crop, place, realism, sample_boxes
 from .select import best_per_image, check_fits, pick
 
-# %% ../nbs/13_score.ipynb #75b789aa
+# %% ../nbs/13_score.ipynb #f41857d3
 def ahead(
     function,
     items,   # any iterable; taken up as needed
@@ -38,14 +38,14 @@ def ahead(
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/13_score.ipynb #8eb3a0b9
+# %% ../nbs/13_score.ipynb #aa7116d3
 def in_memory(
     images, # ImageSet
 ):
     "Whether the original pixels of all images lie in `images.x`: a resized copy would put the boxes elsewhere."
     return bool(getattr(images, 'native', False))
 
-# %% ../nbs/13_score.ipynb #d3398e40
+# %% ../nbs/13_score.ipynb #35548284
 @dataclass(frozen=True)
 class Cutting:
     "What happens to an image before an observer sees it."
@@ -73,7 +73,7 @@ class Cutting:
         boxes = self.boxes(images, indices, x.shape[-2], x.shape[-1])
         return list(zip(boxes, crop(x, boxes, self.size)))
 
-# %% ../nbs/13_score.ipynb #9a9c2fd4
+# %% ../nbs/13_score.ipynb #b84cda34
 CHUNK_PIXELS = {'cpu': 2 ** 15, 'cuda': 2 ** 24}  # the observer's input pixels in a chunk, about
 
 def chunk_images(
@@ -96,7 +96,7 @@ def chunks(
         drawn, spare = order[:preselect], iter(order[preselect:])
         for k in range(0, len(drawn), each): yield label, drawn[k:k + each], spare
 
-# %% ../nbs/13_score.ipynb #04ad77b8
+# %% ../nbs/13_score.ipynb #683b4801
 def repaired(images, cutting, cut, indices, spare, broken):
     "(indices, boxes [m,K,4], crops [m,K,3,p,p]) of a chunk whose broken images are replaced by spare ones, or left out when there are none."
     whole = []
@@ -109,7 +109,7 @@ def repaired(images, cutting, cut, indices, spare, broken):
         else: whole.append((i, *result))
     return [i for i, *_ in whole], [b for _, b, _ in whole], [c for *_, c in whole]
 
-# %% ../nbs/13_score.ipynb #3311ca56
+# %% ../nbs/13_score.ipynb #861d36b1
 @dataclass(frozen=True, repr=False)
 class Candidates:
     "The best crop of every drawn image, class by class in the order of the draw."
@@ -129,7 +129,8 @@ class Candidates:
     def __repr__(self):
         least, asked = min(self.drawn), self.settings['preselect']
         fewer = f'; {sum(d < asked for d in self.drawn)} classes have fewer than the {asked} asked' if least < asked else ''
-        return (f'{len(self)} candidates of {len(self.drawn)} classes, {least} to {max(self.drawn)} images a class{fewer}\n'
+        each = f'{least}' if least == max(self.drawn) else f'{least} to {max(self.drawn)}'
+        return (f'{len(self)} candidates of {len(self.drawn)} classes, {each} images a class{fewer}\n'
                 f'realism of the best {self.score.max():.4g}, of the median {self.score.median():.4g}, of the worst {self.score.min():.4g}'
                 + (f'\n{len(self.broken)} broken images, the first: {self.broken[0][1]}' if self.broken else ''))
 
@@ -137,7 +138,8 @@ class Candidates:
         "Score against rank, one line a class."
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(5, 2.8), dpi=70, layout='constrained')
-        for c in range(len(self.drawn)): ax.plot(self.score[self.label == c].sort(descending=True).values, lw=0.8, label=str(names[c]) if names else None)
+        for c, name in enumerate(names or [None] * len(self.drawn)):
+            ax.plot(self.score[self.label == c].sort(descending=True).values, lw=0.8, label=name)
         ax.set(xlabel='rank within the class', ylabel='realism, log p(y | x)')
         if names: ax.legend(fontsize=7, ncols=2)
         plt.close(fig)
@@ -147,7 +149,7 @@ class Candidates:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/13_score.ipynb #864e9f93
+# %% ../nbs/13_score.ipynb #429bbdf6
 class Columns:
     "What is kept of every drawn image, filled chunk by chunk; scores stay on the device."
     def __init__(self, n, crops, device):
@@ -163,7 +165,7 @@ class Columns:
         "(index, label, boxes, scores) of what was filled, on the CPU."
         return [column[:self.filled].cpu() for column in (self.index, self.label, self.boxes, self.scores)]
 
-# %% ../nbs/13_score.ipynb #16e32f85
+# %% ../nbs/13_score.ipynb #608b885f
 @torch.inference_mode()
 def _chunk_scores(observer, crops, label, size, canvas, device):
     "Realism [m,K] of the crops [m,K,3,p,p] of a chunk, still on the device."
@@ -190,7 +192,7 @@ def _check(images, observer, size, canvas, preselect, crops):
     if list(observer.classes) != list(images.classes):
         raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 
-# %% ../nbs/13_score.ipynb #01d74ec6
+# %% ../nbs/13_score.ipynb #9e3c6a62
 def score_images(
     images,              # ImageSet
     observer,            # anything with .logits(x) → [n,C] in the data set's class order, .classes, .size, .mean, .name
@@ -212,8 +214,8 @@ def score_images(
     cutting, each = Cutting(seed, crops, tuple(scale), cell_size(size, factor)), chunk_images(size, crops, device)
     drawn, broken = [min(preselect, n) for n in images.counts()], []
     columns = Columns(sum(drawn), crops, device)
-    threads = 0 if in_memory(images) else workers
-    cut = ahead(lambda part: (part, cutting.several(images, part[1])), chunks(images, preselect, each, seed), threads, max(1, batch // (each * crops)))
+    threads, waiting = 0 if in_memory(images) else workers, max(1, batch // (each * crops))
+    cut = ahead(lambda part: (part, cutting.several(images, part[1])), chunks(images, preselect, each, seed), threads, waiting)
     for (label, indices, spare), results in (progress or (lambda it, *_: it))(cut, 'scoring', sum(-(-n // each) for n in drawn)):
         indices, boxes, patches = repaired(images, cutting, results, indices, spare, broken)
         if indices: columns.add(indices, label, boxes, _chunk_scores(observer, torch.stack(patches), label, size, canvas, device))
@@ -221,7 +223,7 @@ def score_images(
     environment = dict(device=str(device), batch=batch, workers=workers, threads=torch.get_num_threads())
     return _candidates(images, observer, columns, broken, settings, environment)
 
-# %% ../nbs/13_score.ipynb #260f8ae4
+# %% ../nbs/13_score.ipynb #702384dd
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
 def choose(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'best_per_image', 'top_per_class', 'check_fits', 'pick']
 
-# %% ../nbs/11_select.ipynb #5d95947a
+# %% ../nbs/11_select.ipynb #2ee4e6ed
 import numpy as np
 import torch
 
-# %% ../nbs/11_select.ipynb #cf037636
+# %% ../nbs/11_select.ipynb #1457b0f8
 def best_per_image(
     scores, # [n,K]
 ):
@@ -17,7 +17,7 @@ def best_per_image(
     crop = torch.from_numpy(scores.cpu().numpy().argmax(1)).to(scores.device)
     return crop, scores.gather(1, crop[:, None])[:, 0]
 
-# %% ../nbs/11_select.ipynb #835d7816
+# %% ../nbs/11_select.ipynb #0a9a1473
 def top_per_class(
     scores,       # [n]: higher is better
     labels,       # LongTensor [n]
@@ -34,7 +34,7 @@ def top_per_class(
     ranked = np.lexsort((order, -scores.cpu().numpy(), labels))
     return torch.from_numpy(ranked[(counts.cumsum() - counts)[:, None] + np.arange(k)])
 
-# %% ../nbs/11_select.ipynb #ca548db5
+# %% ../nbs/11_select.ipynb #78096de1
 def _remedies(most, drawn, ipc, factor):
     "What would fit, in words: fewer images, fewer cells, or more images drawn."
     if drawn // factor ** 2: yield f'ipc {drawn // factor ** 2} at factor {factor}'
@@ -59,7 +59,7 @@ def check_fits(
     remedies = ' or '.join(_remedies(most, drawn, ipc, factor)) or 'nothing'
     raise ValueError(f'ipc {ipc} at factor {factor} takes {asked} images a class, {drawn} {where}: {remedies} would fit')
 
-# %% ../nbs/11_select.ipynb #5f144cf6
+# %% ../nbs/11_select.ipynb #04992a61
 def _random(scores, labels, seed):
     return torch.rand(len(scores), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -12,6 +12,15 @@ def convnet(images):
     return observer.Observer([net], [torch.arange(len(images.classes))], images.classes, label='random weights', sha='0')
 
 
+class Watched:
+    "An observer that remembers what it was shown."
+    def __init__(self, eyes): self.eyes, self.seen = eyes, []
+    def __getattr__(self, name): return getattr(self.eyes, name)
+    def logits(self, x):
+        self.seen.append(x.clone())
+        return self.eyes.logits(x)
+
+
 def manifest(images, eyes, *, ipc=2, factor=2, seed=0, strategy='top', **how):
     "The manifest's text without the line that says how the work was split."
     found = score.score_images(images, eyes, size=16, factor=factor, preselect=24, seed=seed, **how)
@@ -44,6 +53,14 @@ def as_files(tmp_path_factory, digits):
 def test_splitting_the_work_changes_no_byte(digits, how):
     eyes = convnet(digits)
     assert manifest(digits, eyes, **how) == manifest(digits, eyes)
+
+
+@pytest.mark.parametrize('how', [dict(batch=1, workers=1), dict(batch=100, workers=4)])
+def test_the_observer_is_shown_the_same_chunks(digits, as_files, how):
+    "Rounding may hide what another grouping does to the last bit; the grouping itself cannot hide."
+    plain, split = (Watched(naive.NearestMean(digits, 16)) for _ in range(2))
+    manifest(as_files, plain), manifest(as_files, split, **how)
+    assert len(plain.seen) == len(split.seen) and all(torch.equal(a, b) for a, b in zip(plain.seen, split.seen))
 
 
 @pytest.mark.parametrize('how', [dict(batch=1, workers=1), dict(batch=37, workers=4), dict(workers=2)])
