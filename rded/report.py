@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'FIELDS', 'SAME', 'METHODS', 'STYLES', 'PAPER', 'SPARE', 'HE
            'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape', 'markdown', 'accuracy_row', 'size_text',
            'cost_row', 'run_row', 'observer_rows', 'draw', 'tables', 'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #327a1a22
+# %% ../nbs/42_report.ipynb #16db7663
 import csv, io, re, statistics, textwrap
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -15,7 +15,7 @@ from pathlib import Path
 from .files import atomic_file, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #653e9857
+# %% ../nbs/42_report.ipynb #708a7194
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
 def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 
@@ -49,7 +49,7 @@ def check_result(result, file='result'):
     for field, kind in FIELDS.items(): _check_field(result, field, kind, file)
     return result
 
-# %% ../nbs/42_report.ipynb #d04236fd
+# %% ../nbs/42_report.ipynb #00139c34
 def read_results(folder):
     "The results in `folder`/*.json, by file name, each with its `file`; ValueError naming the file and the field that is wrong."
     folder = Path(folder)
@@ -58,7 +58,7 @@ def read_results(folder):
     if not paths: raise ValueError(f'{folder}: holds no result (*.json): `rded run` makes some')
     return [{**check_result(read_json(p), p), 'file': p.name} for p in paths]
 
-# %% ../nbs/42_report.ipynb #117db6cf
+# %% ../nbs/42_report.ipynb #41ca0c27
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -75,7 +75,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #d592043d
+# %% ../nbs/42_report.ipynb #80533d67
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -83,7 +83,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #11e8307f
+# %% ../nbs/42_report.ipynb #858ca776
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -129,7 +129,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #97402e7b
+# %% ../nbs/42_report.ipynb #cc485ff4
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = ' '.join(str(text).split())
@@ -149,7 +149,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #cfa6b22b
+# %% ../nbs/42_report.ipynb #c429a5fa
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -159,7 +159,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #d2ff9a3d
+# %% ../nbs/42_report.ipynb #3b1c497a
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -196,7 +196,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #a8724578
+# %% ../nbs/42_report.ipynb #53e717d8
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -230,21 +230,31 @@ def _limits(values):
     aside = max(4, (20 - (high - low)) / 2)
     return max(0, low - aside), min(100, high + aside)
 
+def _panel_of(cell):
+    "What the cells of a panel share: everything but IPC and method."
+    variant = re.sub(r'ipc\d+', 'ipc', cell.recipe)
+    return variant, cell.student, cell.training, cell.observer['name'], cell.observer['sha256'] or ''
+
 def draw(cells):
-    "Accuracy against IPC of one data set's cells, a panel per (student, training, observer): a matplotlib Figure."
+    "Accuracy against IPC of one data set's cells, a panel per (recipe but for its IPC, student, training, observer): a matplotlib Figure."
     from matplotlib import style
     from matplotlib.figure import Figure
     panels = {}
-    for c in cells: panels.setdefault((c.student, c.training, c.observer['name'], c.observer['sha256']), []).append(c)
+    for c in sorted(cells, key=_panel_of): panels.setdefault(_panel_of(c), []).append(c)
     others = sorted({c.method for c in cells} - set(STYLES))
     styles = STYLES | {m: SPARE[k % len(SPARE)] for k, m in enumerate(others)}
+    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
     with style.context('default'):
-        fig = Figure(figsize=(4.6 * len(panels), 3.6), dpi=100, layout='constrained')
-        for ax, ((student, training, observer, _), own) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-            _panel(ax, own, styles, f'{own[0].dataset}: {observer} → {student}, {training}')
+        fig = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=100, layout='constrained')
+        axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
+        for ((variant, student, training, observer, _), own), ax in zip(panels.items(), axes):
+            told = '' if own[0].recipe in RECIPES else f' ({variant})'
+            _panel(ax, own, styles, f'{own[0].dataset}: {observer} → {student}, {training}{told}')
+    limits = [ax.get_ylim() for ax in axes[:len(panels)]]
+    for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #f1a3cc6f
+# %% ../nbs/42_report.ipynb #dc34a6cb
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -302,7 +312,7 @@ def page(results, tables, figures):
     said += ''.join(f'{escape(d)}: {escape(note)}\n\n' for d, note in notes)
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + rest
 
-# %% ../nbs/42_report.ipynb #959cdc41
+# %% ../nbs/42_report.ipynb #db6ad6d6
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):

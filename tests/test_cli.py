@@ -121,6 +121,22 @@ def test_a_run_resumes(made, tmp_path, capsys):
     assert refused(capsys, tmp_path, *argv, '--epochs', '3').count('result of another run') == 1
 
 
+def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):
+    import torch
+    from rded import models
+    net, order = models.load(made / 'observer.safetensors'), [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    last = models.last_linear(net.body)
+    with torch.no_grad():
+        for p in last.parameters(): p.copy_(p[order].clone())
+    net.classes = [net.classes[c] for c in order]
+    models.save(net, tmp_path / 'turned.safetensors')
+    told = []
+    for file in (made / 'observer.safetensors', tmp_path / 'turned.safetensors'):
+        assert main(['evaluate', '--model', str(file), '--data', 'digits', '--json', str(tmp_path / 'e.json')]) == 0
+        told.append(json.loads((tmp_path / 'e.json').read_text())['top1'])
+    assert told[0] == told[1] > 50
+
+
 def test_recipes(capsys, tmp_path):
     assert main(['recipes', '--json', str(tmp_path / 'all.json')]) == 0 and len(capsys.readouterr().out.splitlines()) == 127
     assert main(['recipes', 'cifar10-conv3-ipc10', '--json', str(tmp_path / 'one.json')]) == 0

@@ -113,3 +113,13 @@ def test_somebody_elses_readme_stays(tmp_path):
     (tmp_path / 'README.md').write_text('# My project\n')
     with pytest.raises(ValueError, match='not a report of rded'): report.write_report(HERE / 'results', tmp_path)
     assert files(tmp_path) == {'README.md': b'# My project\n'}
+
+
+def test_a_panel_for_each_variant_and_every_cell_in_one():
+    group = [{**RESULT, 'ipc': i, 'recipe': f'cifar10-conv3-ipc{i}{v}', 'training': t, 'file': f'{i}{v}{t}'}
+             for i in (1, 10) for v, t in (('', 'paper'), ('-canvas', 'paper'), ('', 'plus'), ('-jpeg', 'paper'))]
+    fig = report.draw(report.cells(group))
+    shown = [ax for ax in fig.axes if ax.axison]
+    assert len(shown) == 4 and len(fig.axes) == 6
+    assert all([t.get_text() for t in ax.get_xticklabels()] == ['1', '10'] for ax in shown)
+    assert sum('-canvas' in ax.get_title() for ax in shown) == 1
