@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets as theirs
 
-from rded.datasets import TORCHVISION, draw_order, load, load_folder
+from rded.datasets import TORCHVISION, _map, draw_order, load, load_folder
 from rded.files import digest64
 from rded.images import to_rgb, to_tensor
 
@@ -88,6 +89,12 @@ def test_cifar10_from_its_folder(cifar10_root):
     assert torch.equal(alone.x, pooled.x) and alone.native and alone.ids == pooled.ids == some.ids
     assert torch.equal(alone.x[5], some[5][0]) and some.x is None and some.content(5) == alone.content(5)
     assert torch.equal(some.batch(range(40), 24, workers=3), alone.batch(range(40), 24))
+
+
+def test_workers_work_side_by_side_and_results_keep_their_order():
+    meeting = threading.Barrier(2, timeout=20)
+    assert sorted(_map(lambda _: meeting.wait(), range(2), 2)) == [0, 1]
+    for workers in (0, 3): assert list(_map(lambda i: i * i, range(3000), workers)) == [i * i for i in range(3000)]
 
 
 def test_the_order_in_which_a_disk_lists_its_files_changes_nothing(tmp_path, monkeypatch):
