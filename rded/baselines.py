@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw', 'centre_squares', 'random_images', 'random_mosaics', 'random_crops']
 
-# %% ../nbs/31_baselines.ipynb #35975fb6
+# %% ../nbs/31_baselines.ipynb #e4feb9a6
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -17,7 +17,7 @@ from .mosaic import arrange
 from .patches import sample_boxes
 from .select import check_fits
 
-# %% ../nbs/31_baselines.ipynb #fd15f9c8
+# %% ../nbs/31_baselines.ipynb #ec60c4f3
 def _size(images, i):
     "(height, width) of an image that can be read, else the `ValueError`."
     try: return images.image(i).size[::-1]
@@ -49,7 +49,7 @@ def draw(
         classes.append(mine)
     return torch.tensor([list(mine) for mine in classes]), torch.tensor([list(mine.values()) for mine in classes]), broken
 
-# %% ../nbs/31_baselines.ipynb #6655cd37
+# %% ../nbs/31_baselines.ipynb #997413db
 def centre_squares(
     sizes, # LongTensor [...,2]: height and width of images
 ):
@@ -71,7 +71,7 @@ def random_images(
     return assemble(images, index.view(-1, 1), centre_squares(sizes).view(-1, 1, 4), size, settings={}, method='random-images', seed=seed,
                     broken=broken, workers=workers, progress=progress)
 
-# %% ../nbs/31_baselines.ipynb #adbe7aed
+# %% ../nbs/31_baselines.ipynb #1f5704ae
 def _first_boxes(images, index, sizes, seed, scale):
     "Box 0 of each image: LongTensor [C,k,4]."
     keys = [hash64(seed, images.ids[i]) for i in index.flatten().tolist()]

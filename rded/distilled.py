@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'CARD', 'through_jpeg', 'stitch', 'safe_name', 'folder_name
            'assemble', 'build', 'manifest_text', 'read_manifest', 'save', 'load', 'card', 'stored_bytes', 'verify',
            'locate', 'rebuild', 'compare']
 
-# %% ../nbs/14_distilled.ipynb #97495712
+# %% ../nbs/14_distilled.ipynb #4940beba
 import copy, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -20,7 +20,7 @@ from .files import atomic_dir, digest64, read_json
 from .images import crop_resize, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #a094333a
+# %% ../nbs/14_distilled.ipynb #0adc3155
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -54,7 +54,7 @@ def stitch(
         return through_jpeg(stitched, jpeg) if jpeg else stitched
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #d44de483
+# %% ../nbs/14_distilled.ipynb #e62e4000
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -69,7 +69,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #cf10c73a
+# %% ../nbs/14_distilled.ipynb #127fcbee
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -78,7 +78,7 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #02483307
+# %% ../nbs/14_distilled.ipynb #6d1b04b4
 class DistilledSet:
     "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
@@ -140,7 +140,7 @@ class DistilledSet:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #a4210cd3
+# %% ../nbs/14_distilled.ipynb #3d5f5873
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -190,7 +190,7 @@ def assemble(
         broken=sorted(source for source, _ in broken), versions=versions(), environment=dict(environment or {}), images=entries)
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #f3231774
+# %% ../nbs/14_distilled.ipynb #05287da4
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -212,7 +212,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #45f67c5a
+# %% ../nbs/14_distilled.ipynb #92e23344
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -241,7 +241,7 @@ def _well_formed(image, manifest):
                 and all(len(p['box']) == 4 and isinstance(p['source'] + p['content'], str) for p in patches))
     except (KeyError, TypeError): return False
 
-# %% ../nbs/14_distilled.ipynb #11b39af4
+# %% ../nbs/14_distilled.ipynb #cd1d486c
 def _png(x):
     buffer = BytesIO()
     to_image(x).save(buffer, 'PNG')
@@ -261,7 +261,7 @@ def save(self, path, workers=0):
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #47c00ce1
+# %% ../nbs/14_distilled.ipynb #fafad617
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -298,7 +298,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #1205b317
+# %% ../nbs/14_distilled.ipynb #5f4af9c2
 CARD = '''# {title}
 
 {n} images of {classes} classes ({each}), {size}×{size} pixels, PNG{stitched}.
@@ -347,7 +347,7 @@ def card(
                        each=f'{distilled.ipc} a class' if distilled.ipc else 'not equally many a class', size=distilled.size,
                        stitched=f', each stitched from {n} patches' if n > 1 else '', origin=_origin(m) if m else 'Not known: there is no manifest.')
 
-# %% ../nbs/14_distilled.ipynb #2f6365d7
+# %% ../nbs/14_distilled.ipynb #0c186c7a
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
@@ -355,7 +355,7 @@ def stored_bytes(
     if isinstance(distilled, DistilledSet): return sum(len(_png(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #56443f91
+# %% ../nbs/14_distilled.ipynb #01e42a9f
 def _state(root, image):
     "'missing', 'changed' or 'whole'."
     path = _inside(root, image['file'])
@@ -380,7 +380,7 @@ def verify(
     report['unexpected'] = sorted(set(there) - set(files))
     return dict(ok=not any(report.values()), images=len(images), **report)
 
-# %% ../nbs/14_distilled.ipynb #27dfc0d2
+# %% ../nbs/14_distilled.ipynb #763a382b
 def _search(images, lost, classes):
     "{(source, content): index} of those lost sources whose content another image of their class holds."
     found = {}
@@ -414,7 +414,7 @@ def locate(
     index = [[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]
     return torch.tensor(index), {source: images.sources[found[source, content]] for source, content in lost}
 
-# %% ../nbs/14_distilled.ipynb #1420f690
+# %% ../nbs/14_distilled.ipynb #d0ce16ab
 def rebuild(
     manifest,  # dictionary, or the path of rded.json
     images,    # ImageSet: the split of the data set it was made from

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import naive
 from rded import baselines, datasets, distilled, patches, score
@@ -28,11 +29,29 @@ def photos(request):
     return images
 
 
+def oblong(request): return datasets.load(request.getfixturevalue('oblong_root'), 'train')
+
+
+@pytest.fixture(scope='session')
+def oblong_root(tmp_path_factory):
+    "Sixteen pieces each of two photographs, upright and lying, no two of one size. (The ImageNette at hand is all squares.)"
+    from sklearn.datasets import load_sample_image
+    root = tmp_path_factory.mktemp('oblong')
+    for name in ('china', 'flower'):
+        photo = Image.fromarray(load_sample_image(f'{name}.jpg'))
+        (root / 'train' / name).mkdir(parents=True)
+        for k in range(16):
+            width, height = (90 + 17 * k, 300 - 11 * k) if k % 2 else (330 - 13 * k, 80 + 19 * k)
+            photo.crop((3 * k, 2 * k, 3 * k + width, 2 * k + height)).save(root / 'train' / name / f'{k}.jpg', quality=90)
+    return root
+
+
 CASES = {'digits, factor 1': (digits, dict(size=16, factor=1, preselect=12, ipc=3)),
          'digits, factor 2 enlarged': (digits, dict(size=16, factor=2, preselect=12, ipc=2, canvas='enlarge')),
          'cifar10, factor 1': (cifar10, dict(size=32, factor=1, preselect=8, ipc=3)),
          'cifar10, factor 2': (cifar10, dict(size=32, factor=2, preselect=8, ipc=2, canvas='mean')),
          'photos, factor 2': (photos, dict(size=48, factor=2, preselect=8, ipc=1, canvas='mean')),
+         'oblong photos, factor 2': (oblong, dict(size=48, factor=2, preselect=16, ipc=2, canvas='enlarge')),
          'photos, factor 3': (photos, dict(size=48, factor=3, preselect=9, ipc=1, crops=2, canvas='enlarge'))}
 
 
@@ -113,13 +132,16 @@ def test_crops_are_pillows_bit_for_bit(cifar10_root):
         assert apart.max() <= 1 and (apart > 0).mean() < 1e-4
 
 
-def test_a_random_set_uses_the_same_draw_and_boxes(cifar10_root):
-    images = datasets.load(cifar10_root, 'train')
-    made = baselines.random_mosaics(images, 2, 32, 2, seed=5)
-    for label in (0, 7):
+@pytest.mark.parametrize('scale', [(0.08, 1.0), (0.2, 0.4)])
+def test_a_random_set_uses_the_same_draw_and_boxes(oblong_root, scale):
+    images = datasets.load(oblong_root, 'train')
+    made = baselines.random_mosaics(images, 2, 32, 2, seed=5, scale=scale)
+    for label in (0, 1):
         drawn = naive.draw(images, label, 8, 5)
+        sizes = {i: images.image(i).size[::-1] for i in drawn}
+        assert {h > w for h, w in sizes.values()} == {True, False}
         ours = {p['source']: p['box'] for p in made.patches if p['label'] == label}
-        assert ours == {images.sources[i]: list(naive.box_of(naive.hash64(5, images.ids[i]), 32, 32, 0)) for i in drawn}
+        assert ours == {images.sources[i]: list(naive.box_of(naive.hash64(5, images.ids[i]), *sizes[i], 0, scale)) for i in drawn}
 
 
 def test_nothing_changes_its_inputs():
