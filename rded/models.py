@@ -9,7 +9,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'CANDIDA
            'unwrap', 'outline', 'recognise', 'load_checkpoint', 'imagenet_classes', 'released', 'released_torchvision',
            'released_timm', 'load', 'pick_device', 'predict']
 
-# %% ../nbs/04_models.ipynb #b67411bf
+# %% ../nbs/04_models.ipynb #46308b95
 import difflib
 import re
 import warnings
@@ -21,7 +21,7 @@ from torch import nn
 
 from .files import load_tensors, save_tensors
 
-# %% ../nbs/04_models.ipynb #5efb4192
+# %% ../nbs/04_models.ipynb #958a9489
 class ConvNet(nn.Module):
     "Conv-D of the dataset-distillation literature: `depth` blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 average pool."
     def __init__(self,
@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x): return self.classifier(self.features(x).flatten(1))
 
-# %% ../nbs/04_models.ipynb #c3bdce35
+# %% ../nbs/04_models.ipynb #c60581e3
 def small_image_resnet(
     name: str,         # resnet18, resnet34, resnet50, resnet101 …
     num_classes: int
@@ -52,7 +52,7 @@ def small_image_resnet(
     net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/04_models.ipynb #19948c3a
+# %% ../nbs/04_models.ipynb #31808e93
 @lru_cache
 def torchvision_names() -> tuple:
     "Names of torchvision's image classifiers."
@@ -69,7 +69,7 @@ def own_names() -> tuple:
     "Names this page defines."
     return tuple(f'conv{d}' for d in range(1, 9)) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
 
-# %% ../nbs/04_models.ipynb #3ae4f1cc
+# %% ../nbs/04_models.ipynb #4d13beae
 def resolve(
     name: str  # as a user writes it: 'conv3', 'resnet18', 'timm:vit_tiny_patch16_224', 'resnet50@IMAGENET1K_V2'
 ) -> tuple:    # (family, name): family is 'own', 'torchvision' or 'timm'
@@ -80,11 +80,11 @@ def resolve(
     if prefix and prefix not in known: raise ValueError(f'unknown model family {prefix!r} in {name!r}: use timm: or torchvision:')
     for family, names in known.items():
         if prefix in ('', family) and (rest in names() or (family == 'timm' and '.' in rest and rest.split('.')[0] in names())): return family, rest
-    everything = [n for family, names in known.items() if prefix in ('', family) for n in names()]
+    everything = list(dict.fromkeys(n for family, names in known.items() if prefix in ("", family) for n in names()))
     close = difflib.get_close_matches(rest, everything, n=4, cutoff=0.5)
     raise ValueError(f'unknown model {name!r}' + (f': did you mean {", ".join(close)}?' if close else ': use conv3 … conv6, resnet18_modified, or a torchvision or timm name'))
 
-# %% ../nbs/04_models.ipynb #bbfe1f96
+# %% ../nbs/04_models.ipynb #65ca4bef
 def default_size(
     name: str  # an architecture
 ) -> int:      # pixels
@@ -116,7 +116,7 @@ def timm_body(name, num_classes, size, pretrained=False):
     extra = {'img_size': size} if config is not None and config.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **extra)
 
-# %% ../nbs/04_models.ipynb #fb15e986
+# %% ../nbs/04_models.ipynb #982a9506
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALISATIONS = {'imagenet': (IMAGENET_MEAN, IMAGENET_STD), 'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 'none': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
@@ -171,7 +171,7 @@ def last_linear(body: nn.Module) -> nn.Linear:
     if not linears: raise ValueError(f'{type(body).__name__} has no linear layer to read features from')
     return linears[-1]
 
-# %% ../nbs/04_models.ipynb #056c2330
+# %% ../nbs/04_models.ipynb #44ae4781
 def build(
     name: str,           # an architecture of the registry
     num_classes: int,    # at least 2
@@ -190,7 +190,7 @@ def build(
     except (AssertionError, TypeError) as e: raise ValueError(f'{name} cannot be built for {size} px images: {e}') from e
     return Network(body, name, num_classes, size, classes, wnids, mean, std, info)
 
-# %% ../nbs/04_models.ipynb #42834c42
+# %% ../nbs/04_models.ipynb #f64a1387
 FORMAT = 'rded-network-1'
 
 def save(
@@ -213,7 +213,7 @@ def load_safetensors(path) -> Network:
     except RuntimeError as e: raise ValueError(f'{path} does not hold the weights of {about["arch"]} that its header announces: {str(e).splitlines()[-1].strip()}') from e
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #62f85416
+# %% ../nbs/04_models.ipynb #1ca997f1
 CANDIDATES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2', 'efficientnet_b0', 'vgg11', 'vgg11_bn', 'alexnet',
               'shufflenet_v2_x0_5', 'shufflenet_v2_x1_0', 'swin_t', 'swin_v2_t', 'vit_b_16', 'convnext_tiny', 'regnet_y_400mf')
 
@@ -252,7 +252,7 @@ def recognise(
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')
 
-# %% ../nbs/04_models.ipynb #6dcfca82
+# %% ../nbs/04_models.ipynb #60836ae5
 def load_checkpoint(
     path,              # a .pth, .pt, .bin or .tar file of torch.save
     classes=None, wnids=None,
@@ -269,7 +269,7 @@ def load_checkpoint(
     net.body.load_state_dict(state, strict=False)  # only num_batches_tracked may be absent
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #1e767ec4
+# %% ../nbs/04_models.ipynb #b7175a2b
 @lru_cache
 def imagenet_classes() -> tuple:
     "(WordNet ids, names) of ImageNet-1K in the order every released network uses."
@@ -307,7 +307,7 @@ def released_timm(name, tag, size):
     body = timm_body(full, config.num_classes, size or config.input_size[-1], pretrained=True)
     return body, config.mean, config.std, config.input_size[-1]
 
-# %% ../nbs/04_models.ipynb #256866c7
+# %% ../nbs/04_models.ipynb #3d8dba06
 def load(
     source,            # a .safetensors file, a .pth state dict, or a timm or torchvision name with weights
     classes=None,      # names to attach where the file has none
@@ -331,7 +331,7 @@ def pick_device(
     if name == 'cuda' and not torch.cuda.is_available(): raise ValueError('no CUDA device here: use --device cpu or auto')
     return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# %% ../nbs/04_models.ipynb #60157d0c
+# %% ../nbs/04_models.ipynb #f1eb2650
 @torch.inference_mode()
 def predict(
     net,                   # a Network, or anything with `.size` that maps uint8 images to logits
