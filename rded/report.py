@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'FIELDS', 'SAME', 'METHODS', 'STYLES', 'PAPER', 'SPARE', 'HE
            'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape', 'markdown', 'accuracy_row', 'size_text',
            'cost_row', 'run_row', 'observer_rows', 'draw', 'tables', 'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #16ec018c
+# %% ../nbs/42_report.ipynb #39387934
 import csv, io, re, statistics, textwrap
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -15,7 +15,7 @@ from pathlib import Path
 from .files import atomic_file, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #47da5826
+# %% ../nbs/42_report.ipynb #897bc755
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
 def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 
@@ -49,7 +49,7 @@ def check_result(result, file='result'):
     for field, kind in FIELDS.items(): _check_field(result, field, kind, file)
     return result
 
-# %% ../nbs/42_report.ipynb #44c5b613
+# %% ../nbs/42_report.ipynb #1c76388f
 def read_results(folder):
     "The results in `folder`/*.json, by file name, each with its `file`; ValueError naming the file and the field that is wrong."
     folder = Path(folder)
@@ -58,7 +58,7 @@ def read_results(folder):
     if not paths: raise ValueError(f'{folder}: holds no result (*.json): `rded run` makes some')
     return [{**check_result(read_json(p), p), 'file': p.name} for p in paths]
 
-# %% ../nbs/42_report.ipynb #3a5c0375
+# %% ../nbs/42_report.ipynb #56be8f10
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -75,7 +75,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #d1179a50
+# %% ../nbs/42_report.ipynb #d236f7b1
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -83,7 +83,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #32d54729
+# %% ../nbs/42_report.ipynb #2f15573a
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -129,7 +129,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #b1d85246
+# %% ../nbs/42_report.ipynb #84832290
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = ' '.join(str(text).split())
@@ -149,7 +149,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #66aa2814
+# %% ../nbs/42_report.ipynb #adcfb736
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -159,7 +159,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #11e86e7b
+# %% ../nbs/42_report.ipynb #c8acd3f9
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -179,7 +179,7 @@ def cost_row(cell):
     "What a cell cost: mean seconds of a seed, the largest memory, bytes on disk."
     worst = lambda get: max((v for v in map(get, cell.results) if v is not None), default=None)
     memory = worst(lambda r: r['peak_memory_mb'])
-    return {'recipe': cell.recipe, 'data set': cell.dataset, 'IPC': cell.ipc, 'student': cell.student, 'training': cell.training, 'method': cell.method,
+    return {'recipe': cell.recipe, 'data set': cell.dataset, 'IPC': cell.ipc, 'labelled by': cell.observer['name'], 'student': cell.student, 'training': cell.training, 'method': cell.method,
             'updates': cell.updates, 'images seen': cell.images_seen,
             **{k: size_text(worst(lambda r: r['bytes'][k])) for k in ('images', 'labels', 'observer')},
             'seconds a seed': f"{stat(r['seconds'] for r in cell.results).mean:.1f}",
@@ -196,7 +196,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #86b66c8d
+# %% ../nbs/42_report.ipynb #66a69323
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -254,7 +254,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #e6cbfd54
+# %% ../nbs/42_report.ipynb #83a2581e
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -312,7 +312,7 @@ def page(results, tables, figures):
     said += ''.join(f'{escape(d)}: {escape(note)}\n\n' for d, note in notes)
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + rest
 
-# %% ../nbs/42_report.ipynb #8da6705e
+# %% ../nbs/42_report.ipynb #aad45465
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
