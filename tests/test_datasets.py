@@ -125,7 +125,7 @@ def test_links_out_of_the_root(tmp_path):
     paint(tmp_path / 'data' / 'train' / 'cat' / '1.png', 2)
     (tmp_path / 'data' / 'train' / 'cat' / '0.png').symlink_to(tmp_path / 'elsewhere' / 'train' / 'cat' / '0.png')
     (tmp_path / 'data' / 'train' / 'dog').symlink_to(tmp_path / 'elsewhere' / 'train' / 'dog')
-    with pytest.warns(UserWarning, match='2 links lead out of it and are not followed, such as train/dog; links=True'):
+    with pytest.warns(UserWarning, match=r'links that lead out of it are not followed \(2, such as train/dog\); links=True'):
         assert load(tmp_path / 'data').sources == ['train/cat/1.png']
     followed = load(tmp_path / 'data', links=True)
     assert followed.sources == ['train/cat/0.png', 'train/cat/1.png', 'train/dog/0.png'] and followed.image(2).size == (9, 7)
@@ -143,7 +143,7 @@ def test_a_name_that_only_looks_like_the_root_is_outside(tmp_path):
     paint(tmp_path / 'data-private' / '0.png', 0)
     paint(tmp_path / 'data' / 'train' / 'cat' / '1.png', 1)
     (tmp_path / 'data' / 'train' / 'cat' / '0.png').symlink_to(tmp_path / 'data-private' / '0.png')
-    with pytest.warns(UserWarning, match='1 links'): assert len(load(tmp_path / 'data')) == 1
+    with pytest.warns(UserWarning, match=r'not followed \(1, such as train/cat/0.png\)'): assert len(load(tmp_path / 'data')) == 1
 
 
 def test_file_names_that_are_not_unicode(tmp_path):
