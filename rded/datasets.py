@@ -6,7 +6,7 @@
 __all__ = ['EXTENSIONS', 'TABLE', 'TORCHVISION', 'Files', 'Numbered', 'ImageSet', 'load_folder', 'imagenet_names', 'data_home',
            'load', 'draw_order']
 
-# %% ../nbs/02_datasets.ipynb #b87fb805
+# %% ../nbs/02_datasets.ipynb #c6e8a8ea
 import contextlib, difflib, inspect, os, re, sys, warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from PIL import Image
 from .files import digest64, hash64
 from .images import naming, read_image, show_images, to_image, to_rgb, to_tensor, whole
 
-# %% ../nbs/02_datasets.ipynb #a45cee38
+# %% ../nbs/02_datasets.ipynb #1ccdef8b
 class Files:
     "Reads images that are files: a source is a path relative to `root`, with forward slashes."
     def __init__(self, root): self.root = root
@@ -39,7 +39,7 @@ class Numbered:
         img = self.image(source)
         return digest64(f'{img.height}x{img.width}:'.encode() + img.tobytes())
 
-# %% ../nbs/02_datasets.ipynb #79414e03
+# %% ../nbs/02_datasets.ipynb #90acdad1
 def _map(function, items, workers):
     "Results in order, from a pool of `workers` threads (Pillow decodes outside Python's lock), a thousand items at a time."
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -52,7 +52,7 @@ def _rows(indices, n):
     indices = torch.as_tensor(indices)
     return torch.arange(n)[indices].tolist() if indices.numel() else []
 
-# %% ../nbs/02_datasets.ipynb #d9581cd6
+# %% ../nbs/02_datasets.ipynb #ae0948e3
 class ImageSet(Sequence):
     "Labelled images in class order, decoded when asked for; `x` holds them where they are in memory."
     def __init__(
@@ -190,7 +190,7 @@ class ImageSet(Sequence):
         self.show().savefig(page, dpi=70, bbox_inches='tight')
         return page.getvalue()
 
-# %% ../nbs/02_datasets.ipynb #3c233124
+# %% ../nbs/02_datasets.ipynb #3dfa769a
 def _every_fifth(y, split):
     "Rows of a split where there is no official one: every fifth image of each class is 'val'."
     y, held = np.asarray(y), np.zeros(len(y), bool)
@@ -217,7 +217,7 @@ def _digits(split):
     x = torch.from_numpy(np.stack(large))[:, None].repeat(1, 3, 1, 1)
     return _numbered('digits', split, '0123456789', data.target, _every_fifth(data.target, split), lambda i: to_image(x[i]), x)
 
-# %% ../nbs/02_datasets.ipynb #496e67d7
+# %% ../nbs/02_datasets.ipynb #4a0e13dd
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # those of torchvision's ImageFolder
 
 class _Tree:
@@ -262,7 +262,7 @@ class _Tree:
         if self.refused: warnings.warn(f'{self.root}: links that lead out of it are not followed ({len(self.refused)}, such as '
                                        f'{os.path.relpath(self.refused[0], self.root)}); links=True follows them', stacklevel=4)
 
-# %% ../nbs/02_datasets.ipynb #491c898f
+# %% ../nbs/02_datasets.ipynb #0ea1ffd5
 def _assemble(
     tree, split,
     classes,    # keys in order
@@ -297,7 +297,7 @@ def load_folder(
     classes = _classes_in(tree, part)
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes])
 
-# %% ../nbs/02_datasets.ipynb #284f7b7f
+# %% ../nbs/02_datasets.ipynb #4755123c
 def _check_same(classes, train, where):
     "`ValueError` that names the difference unless both lists hold the same classes."
     missing, extra = sorted(set(train) - set(classes)), sorted(set(classes) - set(train))
@@ -319,7 +319,7 @@ def _load_split(tree, split):
     if split == 'val' and 'train' in tree.folders(): _check_same(classes, _classes_in(tree, 'train'), f'{part}/')
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree.root))
 
-# %% ../nbs/02_datasets.ipynb #e55b6410
+# %% ../nbs/02_datasets.ipynb #4eddea26
 def _words(root):
     "WordNet id → its first name, from the `words.txt` of tiny-imagenet; empty where there is none."
     path = os.path.join(root, 'words.txt')
@@ -341,7 +341,7 @@ def _load_tiny_val(tree):
         files[key].append(path)
     return _assemble(tree, 'val', classes, files.values(), _words(tree.root))
 
-# %% ../nbs/02_datasets.ipynb #1390e45c
+# %% ../nbs/02_datasets.ipynb #246dd8f7
 @cache
 def imagenet_names():
     "WordNet id → the first of its English names, for ImageNet's 21,841 classes."
@@ -349,7 +349,7 @@ def imagenet_names():
     info = ImageNetInfo('imagenet-22k')
     return {wnid: info.label_name_to_description(wnid).split(',')[0] for wnid in info.label_names()}
 
-# %% ../nbs/02_datasets.ipynb #e0c15a86
+# %% ../nbs/02_datasets.ipynb #81186882
 TORCHVISION = {  # name: arguments for train, arguments for val; the same twice: every fifth image of each class is val
     'CIFAR10': (dict(train=True), dict(train=False)),
     'CIFAR100': (dict(train=True), dict(train=False)),
@@ -375,7 +375,7 @@ def data_home():
     "Where torchvision's data sets lie: the environment's RDED_DATA_HOME, or ~/.cache/rded."
     return os.path.expanduser(os.environ.get('RDED_DATA_HOME') or os.path.join('~', '.cache', 'rded'))
 
-# %% ../nbs/02_datasets.ipynb #0949a289
+# %% ../nbs/02_datasets.ipynb #1173b99d
 def _labels(made):
     "The labels of a torchvision data set, without decoding an image."
     for field in ('targets', 'labels', '_labels'):
@@ -396,7 +396,7 @@ def _pixels(made):
     if x.ndim == 3: return x[:, None].expand(-1, 3, -1, -1)
     return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2)
 
-# %% ../nbs/02_datasets.ipynb #4ec58b6c
+# %% ../nbs/02_datasets.ipynb #7751e9fc
 def _make(name, arguments, download):
     "torchvision's own object, downloaded first where that is asked for and needed."
     from torchvision import datasets
@@ -419,7 +419,7 @@ def _torchvision(name, split, download):
     rows = _every_fifth(y, split) if arguments[0] == arguments[1] else np.arange(len(y))
     return _numbered(f'torchvision:{name}', split, keys, y, rows, lambda i: made[i][0], _pixels(made), names)
 
-# %% ../nbs/02_datasets.ipynb #eaca66d2
+# %% ../nbs/02_datasets.ipynb #b3aad26d
 def _unknown(data):
     "The error for something that is neither a folder nor a name."
     if os.sep in data or data.startswith('.'): return ValueError(f'{data}: no such folder')
@@ -446,7 +446,7 @@ def load(
     if data == f'torchvision:{name}' and name in TORCHVISION: return _torchvision(name, split, download)
     raise _unknown(str(data))
 
-# %% ../nbs/02_datasets.ipynb #5bfc3335
+# %% ../nbs/02_datasets.ipynb #66ca4113
 def draw_order(
     images, # ImageSet
     label,  # class index

@@ -115,6 +115,8 @@ def test_a_path_wins_over_a_name(tmp_path, monkeypatch):
     assert load('digits').x is not None
     paint(tmp_path / 'digits' / 'train' / 'seven' / '0.png', 0)
     paint(tmp_path / 'torchvision:CIFAR10' / 'train' / 'eight' / '0.png', 0)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert load('~/digits').classes == load(tmp_path / 'digits').classes == ['seven']
     assert load('digits').classes == ['seven'] and load('torchvision:CIFAR10').classes == ['eight']
 
 
