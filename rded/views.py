@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTEMPTS', 'draw_orders', 'apply_orders', 'draw_boxes', 'enlarge', 'draw_rectangle', 'draw_beta', 'mix', 'Views',
-           'draw_views', 'apply_views']
+           'draw_views', 'apply_views', 'epoch_generator', 'batches', 'draw_epoch']
 
-# %% ../nbs/20_views.ipynb #e0edbd46
+# %% ../nbs/20_views.ipynb #e9e74b08
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .mosaic import tile, untile
 
-# %% ../nbs/20_views.ipynb #42c357a2
+# %% ../nbs/20_views.ipynb #ad2c1d13
 def draw_orders(
     n: int,                      # images
     factor: int,                 # tiles a side
@@ -40,7 +40,7 @@ def apply_orders(
     order = order.to(x.device)
     return tile(untile(x, factor)[torch.arange(len(x), device=x.device)[:, None], order], x.shape[-1])
 
-# %% ../nbs/20_views.ipynb #3f0eca2b
+# %% ../nbs/20_views.ipynb #e16cd3d3
 ATTEMPTS = 10
 
 def draw_boxes(
@@ -64,7 +64,7 @@ def draw_boxes(
     top, left = (corner[0] * (size - height + 1)).long(), (corner[1] * (size - width + 1)).long()
     return torch.stack([top, left, height, width], 1)
 
-# %% ../nbs/20_views.ipynb #eb9d329e
+# %% ../nbs/20_views.ipynb #a0c90c1b
 def enlarge(
     x: torch.Tensor,     # float [n, 3, S, S]
     boxes: torch.Tensor  # LongTensor [n, 4]: top, left, height, width
@@ -79,7 +79,7 @@ def enlarge(
     grid = torch.stack([columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1)
     return F.grid_sample(x, grid.to(x.dtype), mode='bilinear', padding_mode='border', align_corners=False)
 
-# %% ../nbs/20_views.ipynb #c2a147d6
+# %% ../nbs/20_views.ipynb #ff63550a
 def draw_rectangle(
     size: int,                   # side of the images, pixels
     alpha: float,                # of Beta(α, α)
@@ -114,7 +114,7 @@ def mix(
     out[:, :, t:t + h, l:l + w] = other[:, :, t:t + h, l:l + w]
     return out
 
-# %% ../nbs/20_views.ipynb #8d51249c
+# %% ../nbs/20_views.ipynb #7062d51c
 @dataclass(frozen=True)
 class Views:
     "What was drawn for a batch of n images; `apply_views` shows it."
@@ -137,7 +137,7 @@ class Views:
         if self.rectangle.any(): parts.append(f'CutMix {self.rectangle.tolist()}')
         return 'Views: ' + ', '.join(parts)
 
-# %% ../nbs/20_views.ipynb #e4cebb14
+# %% ../nbs/20_views.ipynb #d448cda7
 def draw_views(
     n: int,                             # images in the batch
     size: int,                          # their side, pixels
@@ -168,3 +168,32 @@ def apply_views(
     x = torch.where(views.flip.to(x.device)[:, None, None, None], x.flip(-1), x)
     if not views.share and not views.rectangle.any(): return x
     return mix(x, views.partner, views.rectangle.tolist(), views.share)
+
+# %% ../nbs/20_views.ipynb #13754053
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    "The source of all that is random about an epoch's images and views."
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2 ** 63)
+
+def batches(
+    n: int,                      # images in the set
+    batch_size: int,
+    generator: torch.Generator
+):
+    "Index tensors of one epoch, in random order; the last may be smaller, but never a single image (BatchNorm needs two)."
+    parts = list(torch.randperm(n, generator=generator).split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1: parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+# %% ../nbs/20_views.ipynb #802f4ffb
+def draw_epoch(
+    n: int,         # images in the set
+    size: int,      # their side, pixels
+    factor: int,    # tiles a side
+    training,       # with batch_size, tiles, min_scale, flip, mix, mix_alpha
+    seed: int,
+    epoch: int      # from 0
+):
+    "(LongTensor of indices, `Views`) of every batch of an epoch, as an iterator."
+    generator = epoch_generator(seed, epoch)
+    for indices in batches(n, training.batch_size, generator):
+        yield indices, draw_views(len(indices), size, generator, factor, training.tiles, training.min_scale, training.flip, training.mix, training.mix_alpha)
