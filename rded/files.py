@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['OPENERS', 'MAX_JSON', 'atomic_file', 'atomic_dir', 'write_json', 'read_json', 'save_tensors', 'load_tensors',
-           'sha256', 'digest64', 'hash64', 'Log']
+           'sha256', 'digest64', 'hash64', 'Log', 'locked']
 
-# %% ../nbs/00_files.ipynb #06a96565
+# %% ../nbs/00_files.ipynb #987770b7
 import errno, gzip, hashlib, json, lzma, os, secrets, shutil, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/00_files.ipynb #b04344a7
+# %% ../nbs/00_files.ipynb #8856f250
 def _temporary(path):
     "A hidden, unused sibling of `path` with the same suffix."
     return path.with_name(f'.part-{secrets.token_hex(8)}{path.suffix}')
@@ -36,7 +36,7 @@ def _place(path):
     if not os.access(path.parent, os.W_OK): raise ValueError(f'{path.parent} cannot be written to: choose another place')
     return path
 
-# %% ../nbs/00_files.ipynb #d876f462
+# %% ../nbs/00_files.ipynb #f90dcfc6
 @contextmanager
 def atomic_file(path):
     "Yield a temporary sibling of `path`, which takes that name when the block ends and vanishes when the block fails."
@@ -52,7 +52,7 @@ def atomic_file(path):
         temporary.unlink(missing_ok=True)
         raise _explained(error, path)
 
-# %% ../nbs/00_files.ipynb #8cc15892
+# %% ../nbs/00_files.ipynb #a7325c36
 def _check_free(path):
     "`ValueError` unless a folder can take the name `path`: it is absent, or an empty folder."
     if path.is_file(): raise ValueError(f'{path} is a file: choose another folder')
@@ -81,7 +81,7 @@ def atomic_dir(path):
         shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, path)
 
-# %% ../nbs/00_files.ipynb #526d708b
+# %% ../nbs/00_files.ipynb #8e5c83f6
 def _pretty(value, indent=''):
     "JSON text in which whatever fits on a line stands on one line."
     flat = json.dumps(value, ensure_ascii=False)
@@ -98,7 +98,7 @@ def write_json(path, obj):
     except ValueError as error: raise ValueError(f'{path}: {error}') from None
     with atomic_file(path) as temporary: temporary.write_bytes(f'{_pretty(plain)}\n'.encode('utf-8', 'backslashreplace'))
 
-# %% ../nbs/00_files.ipynb #0a318a3a
+# %% ../nbs/00_files.ipynb #678029f9
 OPENERS = {b'\x1f\x8b': gzip.open, b'\xfd7zXZ\x00': lzma.open}  # by a file's first bytes
 MAX_JSON = 2**30  # bytes after decompression: a small file may unfold without end
 
@@ -121,7 +121,7 @@ def read_json(path):
     except json.JSONDecodeError as error: raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from None
     except (ValueError, RecursionError) as error: raise ValueError(f'{path}: {error}') from None
 
-# %% ../nbs/00_files.ipynb #2f34d4d0
+# %% ../nbs/00_files.ipynb #66ceb4da
 def _own(tensors):
     "The same tensors on the CPU, contiguous, no two of them sharing memory."
     seen, owned = set(), {}
@@ -146,7 +146,7 @@ def save_tensors(
         save_file(_own(tensors), temporary, metadata={'rded': text})
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
-# %% ../nbs/00_files.ipynb #00d7aa8d
+# %% ../nbs/00_files.ipynb #3b820e07
 def load_tensors(path):
     "`(tensors, metadata)` of a safetensors file, on the CPU; the metadata of a file that is not ours is empty."
     from safetensors import SafetensorError, safe_open
@@ -158,7 +158,7 @@ def load_tensors(path):
     except (SafetensorError, ValueError) as error:
         raise ValueError(f'{path} is not a safetensors file, or a damaged one ({error})') from None
 
-# %% ../nbs/00_files.ipynb #29402091
+# %% ../nbs/00_files.ipynb #a4883b28
 def sha256(path):
     "The SHA-256 of a file's bytes, 64 hexadecimal digits."
     with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -171,7 +171,7 @@ def hash64(*parts):
     "One unsigned 64-bit integer for numbers and strings, the same on every machine."
     return int(digest64('\x1f'.join(map(str, parts)).encode('utf-8', 'surrogateescape')), 16)
 
-# %% ../nbs/00_files.ipynb #ac2bfe40
+# %% ../nbs/00_files.ipynb #c6796747
 class Log:
     "An append-only file of JSON records, one a line, for one writer; a last line torn by a crash does not count."
     def __init__(self, path): self.path = Path(path)
@@ -203,3 +203,16 @@ class Log:
         if file.seek(0, os.SEEK_END) == 0: return False
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b'\n'
+
+# %% ../nbs/00_files.ipynb #187c0718
+@contextmanager
+def locked(
+    path,      # of the lock file, which stays, empty
+    wait=True, # for another process to finish; else `ValueError` while it is at work
+):
+    "Within the block no other process holds the lock `path`."
+    import fcntl
+    with open(_place(path), 'w') as file:
+        try: fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError: raise ValueError(f'{Path(path).parent}: another process is at work there: wait until it is done') from None
+        yield
