@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['REMEDIES', 'METHODS', 'DATA', 'OBSERVER', 'NOTE', 'PRECISION', 'COMMANDS', 'COMMON', 'line', 'status', 'plain_lines',
            'progress_for', 'plain_warnings', 'free_folder', 'free_file', 'observer', 'distill', 'Unsound', 'info',
-           'verify', 'rebuild', 'train', 'evaluate', 'recipes', 'run', 'report', 'Parser', 'whole', 'several', 'method',
-           'parser', 'main']
+           'verify', 'rebuild', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'report', 'Parser', 'whole',
+           'several', 'method', 'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #c05313b2
+# %% ../nbs/47_cli.ipynb #3cfdd5c3
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #b2e3a3af
+# %% ../nbs/47_cli.ipynb #4e0f7243
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -33,7 +33,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #ef987f6d
+# %% ../nbs/47_cli.ipynb #b3ef1916
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -51,7 +51,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #94c8bc74
+# %% ../nbs/47_cli.ipynb #2ea2be1b
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -61,7 +61,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #53389f33
+# %% ../nbs/47_cli.ipynb #38638f5d
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -82,7 +82,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #a09bc9ad
+# %% ../nbs/47_cli.ipynb #f8dd1e61
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -103,7 +103,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #f5470b62
+# %% ../nbs/47_cli.ipynb #d7aa3511
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -148,7 +148,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #ea5923dc
+# %% ../nbs/47_cli.ipynb #e03a396b
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -191,7 +191,7 @@ def _distance(made, folder):
     print(f"  beside the old {found['differing']} images differ, by at most {found['largest']} of 255")
     return {'largest': found['largest']}
 
-# %% ../nbs/47_cli.ipynb #5608fb06
+# %% ../nbs/47_cli.ipynb #96caa6a6
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -235,7 +235,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #b311c124
+# %% ../nbs/47_cli.ipynb #a2237e9d
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -258,13 +258,20 @@ def run(args, progress):
                         check=not args.no_check, download=args.download, device=device, batch=args.batch or 1024, workers=args.workers,
                         precision=args.precision, command=args.command_line, note=args.note, progress=progress)
 
+def prepare(args, progress):
+    from rded.prepare import prepare as lay_out
+    made = lay_out(args.name, args.source, args.out, args.classes, not args.no_check, args.download, progress)
+    _show(made['folder'], {'data set': f"{made['name']}, {made['classes']} classes", 'images': f"{made.get('train', 0):,} to train, {made.get('val', 0):,} to validate",
+                           'counts': 'not checked' if args.no_check else 'as they should be', 'made now': f"{made['made']} class folders"})
+    return made
+
 def report(args, progress):
     from rded.report import write_report
     result = write_report(args.results, args.out)
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #06347bc2
+# %% ../nbs/47_cli.ipynb #e7b158ba
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -293,7 +300,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #45a4b4ae
+# %% ../nbs/47_cli.ipynb #a284542f
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -333,6 +340,11 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--epochs': dict(type=whole(1), help="the recipe's number unless told"), '--hard': dict(action='store_true', help='labels are the classes'),
         '--note': NOTE, '--precision': PRECISION,
         '--out': dict(required=True, help='a folder; what stands there is not done again')}),
+    'prepare': (prepare, 'lay a data set out as class folders, from the archives it comes in', {
+        'name': dict(metavar='NAME', help='imagenet1k, imagenet10, imagenet100, imagenet-subset, imagenette, imagewoof (either with -fastai), tinyimagenet, cifar10, cifar100'),
+        '--source': dict(required=True, help="the archives' folder, an archive, or for a subset a prepared ImageNet-1K"),
+        '--classes': dict(help='FILE of WordNet ids, one a line, for a subset of ImageNet'),
+        '--out': dict(required=True, help='a folder; what is whole in it is not done again')}),
     'report': (report, 'tables and figures from result files', {'--results': dict(required=True, help='folder of result files'), '--out': dict(required=True, help='folder of the report')}),
 }
 COMMON = {'--seed': dict(type=whole(0), default=0, help='of everything random (0)'),
@@ -355,7 +367,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #25e47749
+# %% ../nbs/47_cli.ipynb #9b57dafb
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
