@@ -10,7 +10,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'CANDIDA
            'released', 'released_torchvision', 'released_timm', 'load', 'pick_device', 'side_by_side', 'bfloat16_pays',
            'pick_precision', 'reckoning', 'in_bfloat16', 'keep_freed_memory', 'predict']
 
-# %% ../nbs/04_models.ipynb #2b773ab0
+# %% ../nbs/04_models.ipynb #b38a1602
 import copy
 import ctypes
 import difflib
@@ -28,7 +28,7 @@ from torch import nn
 
 from .files import load_tensors, save_tensors
 
-# %% ../nbs/04_models.ipynb #00a1962e
+# %% ../nbs/04_models.ipynb #fff86fec
 class ConvNet(nn.Module):
     "Conv-D of the dataset-distillation literature: `depth` blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 average pool."
     def __init__(self,
@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x): return self.classifier(self.features(x).flatten(1))
 
-# %% ../nbs/04_models.ipynb #783195b0
+# %% ../nbs/04_models.ipynb #d860d6bc
 def small_image_resnet(
     name: str,         # resnet18, resnet34, resnet50, resnet101 …
     num_classes: int
@@ -59,7 +59,7 @@ def small_image_resnet(
     net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/04_models.ipynb #316dbd01
+# %% ../nbs/04_models.ipynb #5173bbb5
 @lru_cache
 def torchvision_names() -> tuple:
     "Names of torchvision's image classifiers."
@@ -76,7 +76,7 @@ def own_names() -> tuple:
     "Names this page defines."
     return tuple(f'conv{d}' for d in range(1, 9)) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
 
-# %% ../nbs/04_models.ipynb #74e61eb7
+# %% ../nbs/04_models.ipynb #e9bc1022
 def resolve(
     name: str  # as a user writes it: 'conv3', 'resnet18', 'timm:vit_tiny_patch16_224', 'resnet50@IMAGENET1K_V2'
 ) -> tuple:    # (family, name): family is 'own', 'torchvision' or 'timm'
@@ -91,7 +91,7 @@ def resolve(
     close = difflib.get_close_matches(rest, everything, n=4, cutoff=0.5)
     raise ValueError(f'unknown model {name!r}' + (f': did you mean {", ".join(close)}?' if close else ': use conv3 … conv6, resnet18_modified, or a torchvision or timm name'))
 
-# %% ../nbs/04_models.ipynb #127fc402
+# %% ../nbs/04_models.ipynb #84e8acd9
 def default_size(
     name: str  # an architecture
 ) -> int:      # pixels
@@ -123,7 +123,7 @@ def timm_body(name, num_classes, size, pretrained=False):
     extra = {'img_size': size} if config is not None and config.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **extra)
 
-# %% ../nbs/04_models.ipynb #fe05609e
+# %% ../nbs/04_models.ipynb #0b70d6c2
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALISATIONS = {'imagenet': (IMAGENET_MEAN, IMAGENET_STD), 'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 'none': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
@@ -178,7 +178,7 @@ def last_linear(body: nn.Module) -> nn.Linear:
     if not linears: raise ValueError(f'{type(body).__name__} has no linear layer to read features from')
     return linears[-1]
 
-# %% ../nbs/04_models.ipynb #0f751750
+# %% ../nbs/04_models.ipynb #36b45a50
 def build(
     name: str,           # an architecture of the registry
     num_classes: int,    # at least 2
@@ -197,7 +197,7 @@ def build(
     except (AssertionError, TypeError) as e: raise ValueError(f'{name} cannot be built for {size} px images: {e}') from e
     return Network(body, name, num_classes, size, classes, wnids, mean, std, info)
 
-# %% ../nbs/04_models.ipynb #3e9ffdce
+# %% ../nbs/04_models.ipynb #25df6364
 FORMAT = 'rded-network-1'
 
 def save(
@@ -220,7 +220,7 @@ def load_safetensors(path) -> Network:
     except RuntimeError as e: raise ValueError(f'{path} does not hold the weights of {about["arch"]} that its header announces: {str(e).splitlines()[-1].strip()}') from e
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #3cb40868
+# %% ../nbs/04_models.ipynb #cc7e3a5f
 CANDIDATES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2', 'efficientnet_b0', 'vgg11', 'vgg11_bn', 'alexnet',
               'shufflenet_v2_x0_5', 'shufflenet_v2_x1_0', 'swin_t', 'swin_v2_t', 'vit_b_16', 'convnext_tiny', 'regnet_y_400mf')
 
@@ -259,7 +259,7 @@ def recognise(
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')
 
-# %% ../nbs/04_models.ipynb #0dc5aedc
+# %% ../nbs/04_models.ipynb #1d6027aa
 def load_checkpoint(
     path,              # a .pth, .pt, .bin or .tar file of torch.save
     classes=None, wnids=None,
@@ -276,7 +276,7 @@ def load_checkpoint(
     net.body.load_state_dict(state, strict=False)  # only num_batches_tracked may be absent
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #c95fe5d5
+# %% ../nbs/04_models.ipynb #04b926ff
 @lru_cache
 def imagenet_classes() -> tuple:
     "(WordNet ids, names) of ImageNet-1K in the order every released network uses."
@@ -314,7 +314,7 @@ def released_timm(name, tag, size):
     body = timm_body(full, config.num_classes, size or config.input_size[-1], pretrained=True)
     return body, config.mean, config.std, config.input_size[-1]
 
-# %% ../nbs/04_models.ipynb #170c021b
+# %% ../nbs/04_models.ipynb #45ca057c
 def load(
     source,            # a .safetensors file, a .pth state dict, or a timm or torchvision name with weights
     classes=None,      # names to attach where the file has none
@@ -338,7 +338,7 @@ def pick_device(
     if name == 'cuda' and not torch.cuda.is_available(): raise ValueError('no CUDA device here: use --device cpu or auto')
     return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# %% ../nbs/04_models.ipynb #c49345a0
+# %% ../nbs/04_models.ipynb #31692725
 def side_by_side(
     function,
     items,          # any iterable; taken up as needed
@@ -358,9 +358,10 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(count)
 
-# %% ../nbs/04_models.ipynb #c54b78bc
+# %% ../nbs/04_models.ipynb #adef1cc3
 PAYS = 1.3  # times as fast, at least
 
+@torch.inference_mode()
 def _seconds(layer, x, repeats=4):
     layer(x)
     times = []
@@ -371,7 +372,6 @@ def _seconds(layer, x, repeats=4):
     return min(times)
 
 @lru_cache
-@torch.inference_mode()
 def bfloat16_pays() -> bool:
     "Whether this processor convolves bfloat16 at least `PAYS` times as fast as float32."
     layer = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
@@ -400,7 +400,7 @@ def in_bfloat16(net: Network) -> Network:
         if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(torch.bfloat16)
     return half
 
-# %% ../nbs/04_models.ipynb #977aa866
+# %% ../nbs/04_models.ipynb #26d6d017
 def keep_freed_memory() -> bool:
     "Ask glibc to keep freed memory for the next batch, in this whole process; False where there is no glibc to ask."
     threshold, trim = -3, -1   # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of mallopt(3)
@@ -408,7 +408,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError): return False
     return bool(mallopt(threshold, 2 ** 30) and mallopt(trim, 2 ** 31 - 1))
 
-# %% ../nbs/04_models.ipynb #ff2c7c89
+# %% ../nbs/04_models.ipynb #4a85f2cf
 CHUNK_PIXELS = 2 ** 16  # of the images that a CPU thread takes at once, about
 
 @torch.inference_mode()
