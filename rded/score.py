@@ -6,7 +6,7 @@
 __all__ = ['CHUNK_PIXELS', 'TOLERANCE', 'ahead', 'in_memory', 'Cutting', 'chunk_images', 'chunks', 'repaired', 'Candidates',
            'Columns', 'score_images', 'choose']
 
-# %% ../nbs/13_score.ipynb #c3a9da56
+# %% ../nbs/13_score.ipynb #09d6232f
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .mosaic import arrange, cell_size
 from .patches import CANVASES, crop, place, realism, sample_boxes
 from .select import best_per_image, check_fits, pick
 
-# %% ../nbs/13_score.ipynb #f41857d3
+# %% ../nbs/13_score.ipynb #207af368
 def ahead(
     function,
     items,   # any iterable; taken up as needed
@@ -38,14 +38,14 @@ def ahead(
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/13_score.ipynb #aa7116d3
+# %% ../nbs/13_score.ipynb #2d6f5e1f
 def in_memory(
     images, # ImageSet
 ):
     "Whether the original pixels of all images lie in `images.x`: a resized copy would put the boxes elsewhere."
     return bool(getattr(images, 'native', False))
 
-# %% ../nbs/13_score.ipynb #35548284
+# %% ../nbs/13_score.ipynb #015c39ff
 @dataclass(frozen=True)
 class Cutting:
     "What happens to an image before an observer sees it."
@@ -73,7 +73,7 @@ class Cutting:
         boxes = self.boxes(images, indices, x.shape[-2], x.shape[-1])
         return list(zip(boxes, crop(x, boxes, self.size)))
 
-# %% ../nbs/13_score.ipynb #b84cda34
+# %% ../nbs/13_score.ipynb #3f554af4
 CHUNK_PIXELS = {'cpu': 2 ** 15, 'cuda': 2 ** 24}  # the observer's input pixels in a chunk, about
 
 def chunk_images(
@@ -96,7 +96,7 @@ def chunks(
         drawn, spare = order[:preselect], iter(order[preselect:])
         for k in range(0, len(drawn), each): yield label, drawn[k:k + each], spare
 
-# %% ../nbs/13_score.ipynb #683b4801
+# %% ../nbs/13_score.ipynb #4b48add0
 def repaired(images, cutting, cut, indices, spare, broken):
     "(indices, boxes [m,K,4], crops [m,K,3,p,p]) of a chunk whose broken images are replaced by spare ones, or left out when there are none."
     whole = []
@@ -109,7 +109,7 @@ def repaired(images, cutting, cut, indices, spare, broken):
         else: whole.append((i, *result))
     return [i for i, *_ in whole], [b for _, b, _ in whole], [c for *_, c in whole]
 
-# %% ../nbs/13_score.ipynb #861d36b1
+# %% ../nbs/13_score.ipynb #77bf6751
 @dataclass(frozen=True, repr=False)
 class Candidates:
     "The best crop of every drawn image, class by class in the order of the draw."
@@ -149,7 +149,7 @@ class Candidates:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/13_score.ipynb #429bbdf6
+# %% ../nbs/13_score.ipynb #8c1f4a53
 class Columns:
     "What is kept of every drawn image, filled chunk by chunk; scores stay on the device."
     def __init__(self, n, crops, device):
@@ -165,7 +165,7 @@ class Columns:
         "(index, label, boxes, scores) of what was filled, on the CPU."
         return [column[:self.filled].cpu() for column in (self.index, self.label, self.boxes, self.scores)]
 
-# %% ../nbs/13_score.ipynb #608b885f
+# %% ../nbs/13_score.ipynb #89f54fe9
 @torch.inference_mode()
 def _chunk_scores(observer, crops, label, size, canvas, device):
     "Realism [m,K] of the crops [m,K,3,p,p] of a chunk, still on the device."
@@ -192,7 +192,7 @@ def _check(images, observer, size, canvas, preselect, crops):
     if list(observer.classes) != list(images.classes):
         raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 
-# %% ../nbs/13_score.ipynb #9e3c6a62
+# %% ../nbs/13_score.ipynb #64f4e59d
 def score_images(
     images,              # ImageSet
     observer,            # anything with .logits(x) → [n,C] in the data set's class order, .classes, .size, .mean, .name
@@ -223,7 +223,7 @@ def score_images(
     environment = dict(device=str(device), batch=batch, workers=workers, threads=torch.get_num_threads())
     return _candidates(images, observer, columns, broken, settings, environment)
 
-# %% ../nbs/13_score.ipynb #702384dd
+# %% ../nbs/13_score.ipynb #5c5af07d
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
 def choose(
@@ -233,11 +233,12 @@ def choose(
     factor,          # cells along a side: factor² candidates an image
     strategy='top',  # a name in `select.STRATEGIES`
     seed=0,          # for strategies that draw
+    evidence=None,   # of the candidates, for strategies that look at features or logits: `rded.evidence.look`
 ):
     "Which candidates make which image: rows, LongTensor [C,ipc,N]. `ValueError` that says what would fit."
     check_fits(images.counts(), ipc, factor, images.names, candidates.settings.get('preselect'))
     check_fits(candidates.drawn, ipc, factor, images.names)
     identities = np.array([images.ids[i] for i in candidates.index.tolist()])
     order = torch.from_numpy(identities.argsort(kind='stable').argsort(kind='stable'))
-    ranked = pick(strategy, candidates.score, candidates.label, factor ** 2 * ipc, order, len(candidates.drawn), seed)
+    ranked = pick(strategy, candidates.score, candidates.label, factor ** 2 * ipc, order, len(candidates.drawn), seed, evidence)
     return arrange(ranked, ipc)

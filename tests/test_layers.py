@@ -10,15 +10,16 @@ import pytest
 import rded
 
 ROOT = Path(rded.__file__).parent
-BASE = ('files images datasets shards models observer patches select mosaic score distilled views labels student evaluate '
+BASE = ('files images datasets shards models observer patches select mosaic score distilled evidence views labels student evaluate fair '
         'vinformation baselines sre2l recipes pipeline').split()
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
     'observer': 'files datasets models', 'patches': '', 'select': '', 'mosaic': '',
     'score': 'files images datasets observer patches select mosaic', 'distilled': 'files images datasets patches mosaic',
+    'evidence': 'images models mosaic patches score',
     'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
-    'evaluate': 'datasets models student', 'vinformation': 'observer distilled',
-    'baselines': 'files datasets observer patches select mosaic distilled', 'sre2l': 'observer distilled', 'recipes': '',
+    'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled',
+    'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'observer distilled', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli')},
     '__main__': 'cli', '_modidx': ''}
