@@ -9,6 +9,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 notebooks = settings["notebooks_requirements"].split()
+export = settings["export_requirements"].split()
 
 setup(
     name=settings["lib_name"],
@@ -25,6 +26,6 @@ setup(
     packages=["rded"],
     package_data={"rded": ["*.csv"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"notebooks": notebooks, "dev": notebooks + settings["dev_requirements"].split()},
+    extras_require={"notebooks": notebooks, "export": export, "dev": notebooks + export + settings["dev_requirements"].split()},
     entry_points={"console_scripts": [settings["console_scripts"]]},
 )

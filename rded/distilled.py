@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FORMAT', 'PACKED', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'LIMITS', 'through_jpeg',
            'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash', 'DistilledSet', 'versions', 'assemble',
-           'build', 'manifest_text', 'write_manifest', 'read_manifest', 'save', 'load', 'escaped', 'licence', 'title',
-           'card', 'stored_bytes', 'trace', 'verify', 'locate', 'version_changes', 'rebuild', 'compare']
+           'build', 'manifest_text', 'write_manifest', 'read_manifest', 'png_bytes', 'save', 'load', 'escaped',
+           'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate', 'version_changes',
+           'rebuild', 'compare']
 
-# %% ../nbs/14_distilled.ipynb #9eb697ce
+# %% ../nbs/14_distilled.ipynb #41a3e4fb
 import copy, gzip, json, lzma, os, re, shlex
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -21,7 +22,7 @@ from .files import atomic_dir, atomic_file, digest64, read_json
 from .images import crop_resize, naming, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #63987b42
+# %% ../nbs/14_distilled.ipynb #28e12950
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -60,7 +61,7 @@ def stitch(
         return through_jpeg(stitched, jpeg) if jpeg else stitched
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #4a1f8a09
+# %% ../nbs/14_distilled.ipynb #6dc36156
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -75,7 +76,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #f4e0062d
+# %% ../nbs/14_distilled.ipynb #72622e51
 def _short(value):
     "A value as a table shows it: a long text loses its middle."
     text = f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -104,7 +105,7 @@ class Table(list):
         lines = ['  '.join(f'{text:{">" if number else "<"}{width}}' for text, width, number in zip(row, widths, numbers)).rstrip() for row in shown]
         return '\n'.join(lines + [f'… {len(self):,} rows'] * (len(self) > 6))
 
-# %% ../nbs/14_distilled.ipynb #7e203a5b
+# %% ../nbs/14_distilled.ipynb #fb10e2a7
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -113,7 +114,7 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #d3b432a2
+# %% ../nbs/14_distilled.ipynb #64ffb1c4
 class DistilledSet:
     "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
@@ -175,7 +176,7 @@ class DistilledSet:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #e24ebe28
+# %% ../nbs/14_distilled.ipynb #5607506d
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -226,7 +227,7 @@ def assemble(
         broken=sorted(source for source, _ in broken), versions=versions(), environment=dict(environment or {}), images=entries)
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #352979c6
+# %% ../nbs/14_distilled.ipynb #5ecee28c
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -248,7 +249,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #be72b3ef
+# %% ../nbs/14_distilled.ipynb #fae0718b
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -304,8 +305,11 @@ def _well_formed(image, manifest):
                 and all(len(p['box']) == 4 and all(_counts(v, 0) for v in p['box']) and isinstance(p['source'] + p['content'], str) for p in patches))
     except (KeyError, TypeError): return False
 
-# %% ../nbs/14_distilled.ipynb #10172557
-def _png(x):
+# %% ../nbs/14_distilled.ipynb #dad8646d
+def png_bytes(
+    x, # uint8 [3,h,w]
+):
+    "The image as a PNG file."
     buffer = BytesIO()
     to_image(x).save(buffer, 'PNG')
     return buffer.getvalue()
@@ -318,13 +322,13 @@ def _write(root, file, data):
 def save(self, path, workers=0):
     "Write images, manifest and card to the folder `path`, all or nothing. `ValueError` if it holds anything."
     with atomic_dir(path) as root:
-        _each(lambda item: _write(root, item[0], _png(item[1])), zip(self.files, self.x), workers, None, 'saving')
+        _each(lambda item: _write(root, item[0], png_bytes(item[1])), zip(self.files, self.x), workers, None, 'saving')
         if self.manifest: _write(root, 'rded.json', manifest_text(self.manifest).encode('utf-8', 'backslashreplace'))
         _write(root, 'CARD.md', card(self).encode())
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #92e82267
+# %% ../nbs/14_distilled.ipynb #1a550d2a
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -362,7 +366,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #45baf309
+# %% ../nbs/14_distilled.ipynb #8c8352aa
 def escaped(text):
     "A name as Markdown shows it, in one line."
     text = ''.join(c for c in ' '.join(str(text).split()) if c.isprintable())
@@ -373,7 +377,7 @@ def _list(names, most=10):
     "The first of some names, and how many there are besides."
     return ', '.join(map(escaped, names[:most])) + f' and {len(names) - most} more' * (len(names) > most)
 
-# %% ../nbs/14_distilled.ipynb #0a87db3c
+# %% ../nbs/14_distilled.ipynb #4c34efcc
 LICENCES = (  # how the data set's name begins, in lower case without punctuation; the identifier; what its pages say
     ('cifar', 'unknown', 'CIFAR-10 and CIFAR-100 are published without a licence; their images were collected from the web for 80 Million Tiny Images, which its authors have withdrawn.'),
     ('fashionmnist', 'mit', 'Fashion-MNIST is published under the MIT licence.'))
@@ -386,7 +390,7 @@ def licence(manifest):
     known = next((row[1:] for row in LICENCES if name.startswith(row[0])), IMAGENET if manifest and manifest.get('wnids') else None)
     return (known[0], f'If the source is the well-known one that it seems to be: {known[1]}') if known else OWN
 
-# %% ../nbs/14_distilled.ipynb #4a2b4498
+# %% ../nbs/14_distilled.ipynb #fcbb546e
 FOLDER = dict(loader='distilled', text="""```python
 from torchvision.datasets import ImageFolder
 images = ImageFolder('images')                                    # labels are the manifest's
@@ -416,7 +420,7 @@ LIMITS = """- The patches are real: people, places and texts that the source ima
 - Every class has the same weight, whatever its share of the source. Labels are the source's, its mistakes included.
 - The set is for training. It is too small and too one-sided to measure anything on."""
 
-# %% ../nbs/14_distilled.ipynb #2a3e9f68
+# %% ../nbs/14_distilled.ipynb #102a3c4f
 def _known(observer):
     "An observer's name, and in brackets what else is known of it."
     accuracy = None if observer.get('top1') is None else f"{observer['top1']:.2f} % top-1 on validation images"
@@ -434,11 +438,11 @@ def _origin(manifest):
              f'Images that could not be read and were replaced: {_list(broken, 5)}.' if broken else '']
     return '\n\n'.join(filter(None, lines))
 
-def _again(manifest):
+def _again(manifest, layout):
     "The command that makes the set again."
     return (f"From the original images, to the bit on the library versions above; on others it counts the images that differ and says by how much:\n\n```sh\n"
             f"rded rebuild --manifest rded.json --data {shlex.quote(manifest['data']['name'])} --out again\n```\n\n"
-            "Images that moved or were renamed are found by a digest of their contents; one that changed is named. `rded verify .` checks the images here.")
+            "Images that moved or were renamed are found by a digest of their contents; one that changed is named." + ' `rded verify .` checks the images here.' * (layout is FOLDER))
 
 def _training(manifest, layout):
     "Five lines of Python, and the command."
@@ -458,42 +462,54 @@ def _expected(manifest, results):
     return ("Such sets are made for students that learn from the observer's label of every view they see (region labels). With nothing but the class of an image a student learns much less. "
             f"Compare with random images of the same number (`rded distill --method random-images`): with region labels they can come close.\n\n{measured}")
 
-# %% ../nbs/14_distilled.ipynb #7bd450c6
-def _sections(distilled, layout, results):
+# %% ../nbs/14_distilled.ipynb #4e31d00e
+def _terms(manifest, terms):
+    "Whose the pixels are."
+    known = f'Whoever published this set says: `{terms}`.' if terms else licence(manifest)[1]
+    return f'The pixels are cut out of the source images: their licence and terms apply to this set, too. {known}'
+
+def _sections(distilled, layout, results, terms):
     "Headings and texts of the card."
     manifest = distilled.manifest
-    if manifest: yield from {'Where it comes from': _origin(manifest), 'How to make it again': _again(manifest)}.items()
+    if manifest: yield from {'Where it comes from': _origin(manifest), 'How to make it again': _again(manifest, layout)}.items()
     else: yield 'Where it comes from', 'Not known: there is no manifest.'
     yield 'How to open it', layout['text']
     if manifest: yield from {'How to train on it': _training(manifest, layout), 'What to expect': _expected(manifest, results)}.items()
     yield 'Limits', LIMITS.format(chosen=CHOSEN[bool(manifest.get('observer'))]) if manifest else LIMITS.replace('- {chosen}\n', '')
-    yield 'Licence', f'The pixels are cut out of the source images: their licence and terms apply to this set, too. {licence(manifest)[1]}'
+    yield 'Licence', _terms(manifest, terms)
 
-def title(distilled): return f"{escaped(distilled.manifest['data']['name'])}, distilled" if distilled.manifest else 'A distilled set'
+def belongs(result, distilled):
+    "Whether a result JSON is of such a set: method, images a class and data are its."
+    manifest = distilled.manifest
+    return bool(manifest) and [result.get(key) for key in ('method', 'ipc', 'data')] == [manifest['method'], distilled.ipc, manifest['data']['name']]
+
+def title(distilled):
+    "What a set is called, unescaped."
+    return f"{distilled.manifest['data']['name']}, distilled" if distilled.manifest else 'A distilled set'
 
 def card(
     distilled,     # DistilledSet
     layout=FOLDER, # how the files lie: {'text': how to open them, 'loader': the module of rded that loads them}
     results=(),    # result JSONs (dictionaries) of students trained on such a set
+    terms=None,    # identifier of a licence, from one who may give it
 ):
     "CARD.md: what the set is, where it comes from, how to make, open and use it, what to expect, and whose the pixels are."
-    for r in results:
-        if (r.get('method'), r.get('ipc')) != (distilled.manifest['method'], distilled.ipc):
-            raise ValueError(f"a result of {r.get('method')} at {r.get('ipc')} a class: this set is {distilled.manifest['method']} at {distilled.ipc}")
+    foreign = next((r for r in results if not belongs(r, distilled)), None)
+    if foreign: raise ValueError(f"a result of {foreign.get('method')} at {foreign.get('ipc')} a class of {foreign.get('data')}: it is not of this set")
     each = f'{distilled.ipc} a class' if distilled.ipc else 'not equally many a class'
     stitched = f', each stitched from {distilled.factor ** 2} patches of real images' if distilled.factor > 1 else ''
     about = f'{len(distilled):,} images of {len(distilled.classes):,} classes ({each}), {distilled.size}×{distilled.size} pixels, PNG{stitched}. Classes: {_list(distilled.names)}.'
-    return f'# {title(distilled)}\n\n{about}\n' + ''.join(f'\n## {heading}\n\n{text}\n' for heading, text in _sections(distilled, layout, results))
+    return f'# {escaped(title(distilled))}\n\n{about}\n' + ''.join(f'\n## {heading}\n\n{text}\n' for heading, text in _sections(distilled, layout, results, terms))
 
-# %% ../nbs/14_distilled.ipynb #cf544ecd
+# %% ../nbs/14_distilled.ipynb #ddca3a22
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
     "Bytes of the images as PNG files, without manifest and card."
-    if isinstance(distilled, DistilledSet): return sum(len(_png(x)) for x in distilled.x)
+    if isinstance(distilled, DistilledSet): return sum(len(png_bytes(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #01f65c8f
+# %% ../nbs/14_distilled.ipynb #dba1bccb
 def _content(images, i):
     "The digest of an image's contents; None where it cannot be read."
     try: return images.content(i)
@@ -535,7 +551,7 @@ def trace(
     moved = {item[0]: images.sources[found[item]] for item in lost if item in found}
     return found, moved, {item: now.get(item, 'missing') for item in lost if item not in found}
 
-# %% ../nbs/14_distilled.ipynb #3fb2084a
+# %% ../nbs/14_distilled.ipynb #e3a726e2
 def _held(path):
     "Pixel hash of an image file; '' where it cannot be read."
     try: return pixel_hash(to_tensor(read_image(path)))
@@ -575,7 +591,7 @@ def _sources_report(manifest, images, workers, progress):
     return {'changed sources': [source for (source, _), now in gone.items() if now != 'missing'],
             'missing sources': [source for (source, _), now in gone.items() if now == 'missing'], 'moved sources': len(moved)}
 
-# %% ../nbs/14_distilled.ipynb #c4fce51b
+# %% ../nbs/14_distilled.ipynb #1145d3b7
 def _complaint(manifest, images, found, gone):
     "One line that names what changed and what is missing."
     changed = [f'{source} ({content} in the manifest, {now or "unreadable"} here)' for (source, content), now in gone.items() if now != 'missing']
@@ -597,7 +613,7 @@ def locate(
     if gone: raise ValueError(_complaint(manifest, images, found, gone))
     return torch.tensor([[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]), moved
 
-# %% ../nbs/14_distilled.ipynb #ae79375f
+# %% ../nbs/14_distilled.ipynb #946897b8
 def version_changes(manifest):
     "{library: (version in the manifest, version here)} of those that differ."
     now = versions()

@@ -361,11 +361,11 @@ def test_the_cards_lines_open_the_folder(tmp_path, digits, monkeypatch):
 
 def test_the_card_tells_results_that_belong_to_it(digits):
     made = make(digits)
-    result = dict(student='conv3', method='rded', ipc=2, training='paper', top1=41.236, n=355, seed=1, observer={'name': 'eye'})
+    result = dict(student='conv3', method='rded', ipc=2, data='digits', training='paper', top1=41.236, n=355, seed=1, observer={'name': 'eye'})
     text = distilled.card(made, results=[result, {**result, 'observer': None, 'top1': 20.0}])
     assert '| conv3 | region labels | paper | 41.24 % of 355 | 1 |' in text and '| conv3 | class labels | paper | 20.00 % of 355 | 1 |' in text
     assert ' %' not in distilled.card(made).split('## What to expect')[1].split('##')[0]               # no number without a result
-    with pytest.raises(ValueError, match='random-images at 2 a class'): distilled.card(made, results=[{**result, 'method': 'random-images'}])
+    with pytest.raises(ValueError, match='random-images at 2 a class of digits: it is not of this set'): distilled.card(made, results=[{**result, 'method': 'random-images'}])
 
 
 @pytest.mark.parametrize('content, message', [('{"format": "rded-2"}', "'rded-2'"), ('[1, 2]', "'list'"), ('{"format": ', 'line 1'), ('{"format": "rded-1"}', 'lacks')])

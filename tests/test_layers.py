@@ -10,12 +10,13 @@ import pytest
 import rded
 
 ROOT = Path(rded.__file__).parent
-BASE = ('files images datasets shards models observer patches select mosaic score distilled evidence views labels student evaluate fair '
+BASE = ('files images datasets shards models observer patches select mosaic score distilled export evidence views labels student evaluate fair '
         'vinformation baselines sre2l recipes pipeline').split()
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
     'observer': 'files datasets models', 'patches': '', 'select': '', 'mosaic': '',
     'score': 'files images datasets observer patches select mosaic', 'distilled': 'files images datasets patches mosaic',
+    'export': 'files images distilled',
     'evidence': 'images models mosaic patches score',
     'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled',
