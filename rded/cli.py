@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['REMEDIES', 'METHODS', 'DATA', 'OBSERVER', 'NOTE', 'PRECISION', 'COMMANDS', 'COMMON', 'line', 'status', 'plain_lines',
            'progress_for', 'plain_warnings', 'free_folder', 'free_file', 'observer', 'distill', 'Unsound', 'info',
-           'verify', 'rebuild', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'report', 'Parser', 'whole',
-           'several', 'method', 'parser', 'main']
+           'verify', 'rebuild', 'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'report', 'Parser',
+           'whole', 'several', 'method', 'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #3cfdd5c3
+# %% ../nbs/47_cli.ipynb #db1c275c
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #4e0f7243
+# %% ../nbs/47_cli.ipynb #4ba74794
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -33,7 +33,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #b3ef1916
+# %% ../nbs/47_cli.ipynb #d438d2e9
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -51,7 +51,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #2ea2be1b
+# %% ../nbs/47_cli.ipynb #0ef380c0
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -61,7 +61,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #38638f5d
+# %% ../nbs/47_cli.ipynb #487198e6
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -82,7 +82,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #f8dd1e61
+# %% ../nbs/47_cli.ipynb #dae5cf0c
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -103,7 +103,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #d7aa3511
+# %% ../nbs/47_cli.ipynb #3a92f298
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -148,13 +148,16 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #e03a396b
+# %% ../nbs/47_cli.ipynb #c7abeff1
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
 
+def _recorded(path): return (Path(path) / 'labels.json').is_file()
+
 def info(args, progress):
     from rded.distilled import DistilledSet, stored_bytes
+    if _recorded(args.set): return _info_labels(args)
     made = DistilledSet.load(args.set)
     m = made.manifest or {}
     about = {k: m.get(k) for k in ('method', 'data', 'seed', 'settings', 'observer', 'versions')}
@@ -162,15 +165,29 @@ def info(args, progress):
                        'bytes': stored_bytes(args.set), **{k: _words(v) for k, v in about.items() if v is not None}})
     return {'folder': str(args.set), **_facts(made), 'bytes': stored_bytes(args.set), 'names': made.names, **about}
 
+def _info_labels(args):
+    from rded.labels import StoredLabels
+    found = StoredLabels(args.set)
+    facts = {k: found.meta[k] for k in ('digest', 'images', 'classes', 'seed', 'epochs', 'keep', 'training', 'observer', 'versions', 'environment')}
+    _show(repr(found), {**{k: _words(v) for k, v in facts.items()}, 'bytes': found.bytes, 'parts': len(found.parts)})
+    return {'folder': str(args.set), **facts, 'bytes': found.bytes, 'parts': len(found.parts)}
+
 def _words(value): return ', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value
 
 def verify(args, progress):
     from rded import distilled
+    if _recorded(args.set): return _verify_labels(args, progress)
     result = distilled.verify(args.set, args.workers, progress)
     wrong = {k: v for k, v in result.items() if isinstance(v, list) and v}
     told = '; '.join(f'{len(v)} {k} ({v[0]}{", …" if len(v) > 1 else ""})' for k, v in wrong.items())
     if not result['ok']: raise Unsound(f'{args.set} is not what its manifest says: {told}: make it again with `rded rebuild`', result)
     print(f"{args.set}: all {result['images']} images are as the manifest says")
+    return result
+
+def _verify_labels(args, progress):
+    from rded.labels import StoredLabels
+    result = StoredLabels(args.set).verify(progress)
+    print(f"{args.set}: all {result['parts']} parts are as they were written")
     return result
 
 def rebuild(args, progress):
@@ -191,7 +208,44 @@ def _distance(made, folder):
     print(f"  beside the old {found['differing']} images differ, by at most {found['largest']} of 255")
     return {'largest': found['largest']}
 
-# %% ../nbs/47_cli.ipynb #96caa6a6
+# %% ../nbs/47_cli.ipynb #63fd6de1
+def _order(found, made, name):
+    "ValueError where the observer's answers to the distilled images are those of another class order."
+    import torch
+    from types import SimpleNamespace
+    from rded.observer import complaint, order_evidence
+    answers = torch.cat([found.logits(x.to(found.device)).argmax(1).cpu() for x in made.x.split(256)])
+    evidence = order_evidence(answers, made.y, len(made.classes))
+    if evidence['wrong']: raise ValueError(complaint(found, SimpleNamespace(name=name, names=made.names), evidence))
+
+def _views_of(args, made, observer):
+    "The named training for the views of a set; what its learning rate is does not matter here."
+    from rded.recipes import changed, dataset_of, paper_training
+    source = (made.manifest or {}).get('data', {}).get('name', '')
+    training = paper_training(args.student or observer.nets[0].arch, made.ipc or max(1, len(made) // len(made.classes)), len(made.classes), dataset_of(source), len(made), observer.arch)
+    for note in training.notes:
+        if 'batch' in note and not args.batch_size: print(f'rded: note: {note}', file=sys.stderr)
+    return changed(training, epochs=args.epochs, batch_size=args.batch_size)
+
+def relabel(args, progress):
+    from types import SimpleNamespace
+    from rded import labels, models
+    from rded.distilled import DistilledSet
+    from rded.observer import get_observer
+    device, keep = models.pick_device(args.device), labels.parse_keep(args.keep)
+    if args.student: models.resolve(args.student)
+    made = DistilledSet.load(args.distilled, args.size, args.workers)
+    known = SimpleNamespace(name=str(args.distilled), classes=made.classes, names=made.names, wnids=made.wnids)
+    found = get_observer(args.observer, known, made.size, device, by_position=args.no_check, precision=args.precision)
+    if not args.no_check: _order(found, made, known.name)
+    stored = labels.relabel(made, found, _views_of(args, made, found), args.epochs, args.seed, args.out, keep, args.part_epochs, device, progress,
+                            lambda text: print(f'to be recorded: {text}', flush=True))
+    _show(f'{args.out}: {stored.bytes:,} bytes in {len(stored.parts)} part{"s" * (len(stored.parts) > 1)}', {
+        'labels': f'{args.keep}, by {found.name}', 'views': f'{args.epochs} epochs, batch size {stored.meta["training"]["batch_size"]}, seed {args.seed}',
+        'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
+    return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
+
+# %% ../nbs/47_cli.ipynb #79061646
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -199,6 +253,17 @@ def _same_classes(made, val):
     only = [c for c in ours if c not in theirs] or [c for c in theirs if c not in ours]
     told = f'{only[0]!r} is in one of them only' if only else f'class 0 is {ours[0]!r} in one and {theirs[0]!r} in the other'
     raise ValueError(f'the distilled set has {len(ours)} classes and {val.name} has {len(theirs)}, and they differ: {told}')
+
+def _labels(args):
+    "The recorded labels, if any; ValueError unless there is one kind of labels."
+    if bool(args.observer) + bool(args.labels) + args.hard != 1: raise ValueError('give --observer, whose labels are learnt, --labels, a folder of recorded ones, or --hard: one of them')
+    if (args.reuse or args.any_seed) and not args.labels: raise ValueError('--reuse and --any-seed are about recorded labels: give --labels')
+    if not args.labels: return None
+    from rded.labels import StoredLabels
+    found = StoredLabels(args.labels, args.reuse, args.any_seed)
+    args.batch_size = args.batch_size or found.meta['training']['batch_size']
+    if not args.reuse: args.epochs = args.epochs or found.epochs
+    return found
 
 def _training(args, made, val, arch):
     "The named training for this set, with the arguments that change it."
@@ -213,12 +278,13 @@ def train(args, progress):
     from rded.distilled import DistilledSet
     out, device = free_file(args.out), models.pick_device(args.device)
     models.resolve(args.student)
-    if bool(args.observer) == args.hard: raise ValueError('give --observer, whose labels are learnt, or --hard: one of them')
+    labels = _labels(args)
     made, val = DistilledSet.load(args.distilled, args.size, args.workers), datasets.load(args.val, 'val', args.download)
     _same_classes(made, val)
-    found = None if args.hard else _observer(args, val, made.size, device)
+    found = _observer(args, val, made.size, device) if args.observer else None
     _check(args, found, val)
-    net, result = pipeline.train_set(made, found, val, args.student, _training(args, made, val, found and found.arch), args.seed, batch=args.batch or 512,
+    arch = labels.observer['arch'] if labels else found and found.arch
+    net, result = pipeline.train_set(made, found, val, args.student, _training(args, made, val, arch), args.seed, labels=labels, batch=args.batch or 512,
                                      workers=args.workers, device=device, precision=args.precision, command=args.command_line, note=args.note, progress=progress)
     models.save(net, out)
     _show(str(out), {'student': f'{args.student}, {made.size} px', 'training': f"{result['training']}: {result['updates']} updates",
@@ -235,7 +301,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #a2237e9d
+# %% ../nbs/47_cli.ipynb #141b4e05
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -271,7 +337,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #e7b158ba
+# %% ../nbs/47_cli.ipynb #38d4bfe9
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -300,7 +366,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #a284542f
+# %% ../nbs/47_cli.ipynb #b836816f
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -320,14 +386,23 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
         '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would (the published code: 75)'),
         '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}: the last three are baselines"), '--out': dict(required=True, help='a new folder')}),
-    'verify': (verify, 'check a distilled set against its manifest', {'set': dict(metavar='DIR')}),
+    'verify': (verify, 'check a distilled set or a folder of labels against what was written', {'set': dict(metavar='DIR')}),
     'rebuild': (rebuild, 'make a distilled set again from its manifest and the original images', {
         '--manifest': dict(required=True, help='a rded.json'), '--data': dict(required=True, help=DATA), '--out': dict(required=True, help='a new folder')}),
-    'info': (info, 'describe a distilled set', {'set': dict(metavar='DIR')}),
+    'info': (info, 'describe a distilled set or a folder of labels', {'set': dict(metavar='DIR')}),
+    'relabel': (relabel, "record a distilled set's views and an observer's answers to them", {
+        '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(required=True, help=OBSERVER + ': the mean of their logits'),
+        '--epochs': dict(required=True, type=whole(1), help='to record'), '--keep': dict(default='full', help="of the labels: full, 8bit, top10, 10%% of the batches, or as top10+10%% (full)"),
+        '--training': dict(default='paper', choices=('paper',), help='named settings, which decide the views'), '--student': dict(help='network whose settings to take, where it matters'),
+        '--batch-size': dict(type=whole(1), help='images an update: views and partners depend on it'), '--part-epochs': dict(type=whole(1), metavar='E', help='epochs in a file; as many as make 64 MB unless told'),
+        '--size': dict(type=whole(1), help='pixels, for a plain folder of images of other sizes'), '--precision': PRECISION,
+        '--out': dict(required=True, help='a folder; the parts that stand there are not made again')}),
     'train': (train, 'train a student on a distilled set', {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(help=OBSERVER + '; labels every view'),
+        '--labels': dict(metavar='DIR', help='a folder of `rded relabel`, in place of an observer'), '--reuse': dict(action='store_true', help='go through recorded epochs again where training is longer'),
+        '--any-seed': dict(action='store_true', help='take labels of another seed: views are the recorded ones, weights of this seed'),
         '--hard': dict(action='store_true', help='labels are the classes'), '--student': dict(required=True, help='network name'),
-        '--training': dict(default='paper', choices=('paper',), help='named settings'), '--epochs': dict(type=whole(1), help='300 unless told'),
+        '--training': dict(default='paper', choices=('paper',), help='named settings'), '--epochs': dict(type=whole(1), help='300 unless told, or as many as are recorded'),
         '--batch-size': dict(type=whole(1), help='images an update; it changes the result'), '--val': dict(required=True, help=DATA),
         '--size': dict(type=whole(1), help='pixels, for a plain folder of images of other sizes'), '--precision': PRECISION, '--note': NOTE,
         '--out': dict(required=True, help='FILE.safetensors')}),
@@ -367,7 +442,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #9b57dafb
+# %% ../nbs/47_cli.ipynb #d6bed408
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
