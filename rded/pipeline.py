@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'train_set', 'result', 'method_of',
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished',
            'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #4bd71034
+# %% ../nbs/41_pipeline.ipynb #f1338216
 import platform
 import subprocess
 import sys
@@ -19,13 +19,15 @@ import torch
 from . import baselines, datasets, models
 from .distilled import DistilledSet, build, stored_bytes, versions
 from .evaluate import evaluate
+from .evidence import look
 from .files import read_json, write_json
 from .labels import HardLabels, LiveLabels
 from .observer import Observer, check_class_order, get_observer, match_columns, plain, train_observer
 from .score import choose, score_images
+from .select import looks_at
 from .student import train_student
 
-# %% ../nbs/41_pipeline.ipynb #9a35a371
+# %% ../nbs/41_pipeline.ipynb #baca8ccb
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -38,16 +40,23 @@ def distill(
     progress=None          # progress(iterable, label, total)
 ) -> DistilledSet:
     "RDED: score crops of drawn images, keep the best, stitch them (paper, algorithm 1)."
+    best = recipe.ipc * recipe.factor ** 2 if recipe.selection == 'top' else None  # other selections look at all scores
     candidates = score_images(images, observer, size=recipe.size, preselect=recipe.preselect, crops=recipe.crops, factor=recipe.factor, canvas=recipe.canvas,
-                              scale=recipe.scale, seed=seed, batch=batch, workers=workers, device=device, progress=progress)
-    chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed)
+                              scale=recipe.scale, seed=seed, exact=best, batch=batch, workers=workers, device=device, progress=progress)
+    seen = None if looks_at(recipe.selection) == 'score' else look(images, candidates.index, candidates.box, observer, size=recipe.size, factor=recipe.factor,
+                                                                   canvas=recipe.canvas, workers=workers, device=device, progress=progress)
+    chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #897bcba0
+# %% ../nbs/41_pipeline.ipynb #aa9a0760
+def _whole(method):
+    return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
+
 METHODS = {'rded': distill,
            'random-images': lambda r, images, observer, seed, **_: baselines.random_images(images, ipc=r.ipc, size=r.size, seed=seed),
            'random-crops': lambda r, images, observer, seed, **_: baselines.random_crops(images, ipc=r.ipc, size=r.size, seed=seed, scale=r.scale),
-           'random-mosaics': lambda r, images, observer, seed, **_: baselines.random_mosaics(images, ipc=r.ipc, size=r.size, factor=r.factor, seed=seed, scale=r.scale)}
+           'random-mosaics': lambda r, images, observer, seed, **_: baselines.random_mosaics(images, ipc=r.ipc, size=r.size, factor=r.factor, seed=seed, scale=r.scale),
+           **{method: _whole(method) for method in baselines.WHOLE}}
 
 def make_set(
     method: str,       # a key of METHODS
@@ -57,7 +66,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #9db33d81
+# %% ../nbs/41_pipeline.ipynb #d2e654bb
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -115,7 +124,7 @@ def describe(observer):
     if isinstance(observer, dict): return observer
     return {'name': observer.name, 'arch': observer.arch, 'sha256': observer.sha256, 'top1': observer.top1} if observer else None
 
-# %% ../nbs/41_pipeline.ipynb #a1ea486c
+# %% ../nbs/41_pipeline.ipynb #baf3faf8
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -145,7 +154,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #f3c6370c
+# %% ../nbs/41_pipeline.ipynb #61059b45
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA

@@ -15,9 +15,9 @@ BASE = ('files images datasets shards models observer patches select mosaic scor
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
     'observer': 'files datasets models', 'patches': '', 'select': '', 'mosaic': '',
-    'score': 'files images datasets observer patches select mosaic', 'distilled': 'files images datasets patches mosaic',
+    'score': 'files images datasets models observer patches select mosaic', 'distilled': 'files images datasets patches mosaic',
     'export': 'files images distilled',
-    'evidence': 'images models mosaic patches score',
+    'evidence': 'images models mosaic patches',
     'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'observer distilled', 'recipes': '',
