@@ -9,12 +9,12 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'OBSERVER', 'NOTE
            'prepare', 'reproduce', 'report', 'Parser', 'whole', 'several', 'pair', 'setting', 'listed', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #7fdb6409
+# %% ../nbs/47_cli.ipynb #906a5e18
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #5b9c3474
+# %% ../nbs/47_cli.ipynb #639b111a
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -34,7 +34,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #23e05914
+# %% ../nbs/47_cli.ipynb #ab3f643c
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -52,7 +52,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #ebb15ebf
+# %% ../nbs/47_cli.ipynb #e6021942
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -62,7 +62,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #155b6361
+# %% ../nbs/47_cli.ipynb #b768bb99
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -83,7 +83,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #1aa71e01
+# %% ../nbs/47_cli.ipynb #510d1ac9
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -104,7 +104,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #ea2a4276
+# %% ../nbs/47_cli.ipynb #746769aa
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -150,7 +150,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #e509e27f
+# %% ../nbs/47_cli.ipynb #321cc648
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -167,11 +167,11 @@ def _about(manifest): return {k: manifest.get(k) for k in ('method', 'data', 'se
 def _few(names): return ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
 
 def info(args, progress):
-    from rded.distilled import stored_bytes
     if _recorded(args.set): return _info_labels(args)
     if Path(args.set).is_file(): return _info_manifest(args)
+    from rded import distilled, export
     made = _set(args.set)
-    about, size = _about(made.manifest or {}), stored_bytes(made)
+    about, size = _about(made.manifest or {}), distilled.stored_bytes(made if export.exported(args.set) else args.set)
     _show(repr(made), {'classes': _few(made.names), 'bytes': size, **{k: _words(v) for k, v in about.items() if v is not None}})
     return {'folder': str(args.set), **_facts(made), 'bytes': size, 'names': made.names, **about}
 
@@ -201,7 +201,8 @@ def verify(args, progress):
     result = distilled.verify(args.set, args.workers, progress, _sources(args))
     wrong = {k: v for k, v in result.items() if isinstance(v, list) and v}
     told = '; '.join(f'{len(v)} {k} ({v[0]}{", …" if len(v) > 1 else ""})' for k, v in wrong.items())
-    if not result['ok']: raise Unsound(f'{args.set} is not what its manifest says: {told}: make it again with `rded rebuild`', result)
+    remedy = 'find the original images' if all(k.endswith('sources') for k in wrong) else 'make it again with `rded rebuild`'
+    if wrong: raise Unsound(f'{args.set} is not what its manifest says: {told}: {remedy}', result)
     moved = result.get('moved sources')
     print(f"{args.set}: all {result['images']} images are as the manifest says" + (', and so are their sources' if args.data else '') + (f' ({moved} of them moved)' if moved else ''))
     return result
@@ -240,11 +241,11 @@ def _exactness(made):
     d, changes = made.difference, ', '.join(f'{k} {then or "none"} then, {now or "none"} now' for k, (then, now) in made.changes.items())
     versions = f'versions that differ: {changes}' if changes else 'no library version differs'
     if not d['differing']: return f"pixels        all {d['images']} as they were, to the bit ({versions})"
-    least = ' at least' if d['compared'] < d['differing'] else ''
-    by = f"by at most {d['largest']} of 255" + f" ({d['compared']} of them compared)" * bool(least) if d['compared'] else 'by how much is not known without the old images (--against DIR)'
+    some = f" ({d['compared']} of them compared)" * (d['compared'] < d['differing'])
+    by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #3a647875
+# %% ../nbs/47_cli.ipynb #12e14a6f
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -269,7 +270,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
 
-# %% ../nbs/47_cli.ipynb #25248f2b
+# %% ../nbs/47_cli.ipynb #d4b990af
 def _order(found, made, name):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -291,11 +292,10 @@ def _views_of(args, made, observer):
 def relabel(args, progress):
     from types import SimpleNamespace
     from rded import labels, models
-    from rded.distilled import DistilledSet
     from rded.observer import get_observer
     device, keep = models.pick_device(args.device), labels.parse_keep(args.keep)
     if args.student: models.resolve(args.student)
-    made = DistilledSet.load(args.distilled, args.size, args.workers)
+    made = _set(args.distilled, args.size, args.workers)
     known = SimpleNamespace(name=str(args.distilled), classes=made.classes, names=made.names, wnids=made.wnids)
     found = get_observer(args.observer, known, made.size, device, by_position=args.no_check, precision=args.precision)
     if not args.no_check: _order(found, made, known.name)
@@ -306,7 +306,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #f2490b25
+# %% ../nbs/47_cli.ipynb #9fd6605a
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -336,11 +336,10 @@ def _training(args, made, val, arch):
 
 def train(args, progress):
     from rded import datasets, models, pipeline
-    from rded.distilled import DistilledSet
     out, device = free_file(args.out), models.pick_device(args.device)
     models.resolve(args.student)
     labels = _labels(args)
-    made, val = DistilledSet.load(args.distilled, args.size, args.workers), datasets.load(args.val, 'val', args.download)
+    made, val = _set(args.distilled, args.size, args.workers), datasets.load(args.val, 'val', args.download)
     _same_classes(made, val)
     found = _observer(args, val, made.size, device) if args.observer else None
     _check(args, found, val)
@@ -362,7 +361,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #cc79e98d
+# %% ../nbs/47_cli.ipynb #29975fd6
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -434,7 +433,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #7f5573ec
+# %% ../nbs/47_cli.ipynb #e1858552
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -484,7 +483,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #e389ae57
+# %% ../nbs/47_cli.ipynb #9d14a57f
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -579,7 +578,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #c2c311af
+# %% ../nbs/47_cli.ipynb #f6ac1ddf
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

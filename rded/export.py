@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEBDATASET', 'UNPRINTABLE', 'FRONT', 'HUGGINGFACE', 'class_names', 'webdataset', 'yaml_text', 'size_category',
-           'front_matter', 'huggingface', 'load', 'results_for']
+           'front_matter', 'huggingface', 'exported', 'load', 'results_for']
 
-# %% ../nbs/15_export.ipynb #306b8efb
+# %% ../nbs/15_export.ipynb #c35447fb
 import io, json, re, tarfile
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .distilled import DistilledSet, belongs, card, folder_names, licence, manif
 from .files import atomic_dir
 from .images import read_image, show_images, to_tensor
 
-# %% ../nbs/15_export.ipynb #a6bc252a
+# %% ../nbs/15_export.ipynb #3c05be01
 def _checked(distilled):
     "The set, if its pixels are what its manifest says; `ValueError` naming the first that are not."
     entries = distilled.manifest['images'] if distilled.manifest else []
@@ -29,7 +29,7 @@ def class_names(distilled):
     names = [name.encode('utf-8', 'replace').decode() for name in distilled.names]
     return names if len(set(names)) == len(names) and all(names) else folder_names(distilled.classes)
 
-# %% ../nbs/15_export.ipynb #a294b9ad
+# %% ../nbs/15_export.ipynb #a3174a3c
 WEBDATASET = dict(loader='export', text="""```python
 import glob, webdataset                                           # pip install webdataset
 shards = sorted(glob.glob('train-*.tar'))
@@ -86,14 +86,14 @@ def webdataset(
             Path(root, f'train-{k:05d}.tar').write_bytes(_shard(distilled, rows))
         _beside(root, distilled, 'CARD.md', text)
 
-# %% ../nbs/15_export.ipynb #f9d294fd
+# %% ../nbs/15_export.ipynb #2a6517bf
 UNPRINTABLE = re.compile('[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]')
 
 def yaml_text(text):
     "A string as YAML reads it back, on one line."
     return UNPRINTABLE.sub(lambda found: f'\\u{ord(found[0]):04x}', json.dumps(text, ensure_ascii=False))
 
-# %% ../nbs/15_export.ipynb #a77c279f
+# %% ../nbs/15_export.ipynb #56ceb73e
 def size_category(n):
     "The hub's name for a number of images."
     steps = [(10**3, '1K'), (10**4, '10K'), (10**5, '100K'), (10**6, '1M'), (10**7, '10M')]
@@ -151,7 +151,7 @@ def front_matter(
     return FRONT.format(name=yaml_text(title(distilled)), licence=_licence_lines(distilled, terms), category=size_category(len(distilled)),
                         classes=names, n=len(distilled), download=download, size=size)
 
-# %% ../nbs/15_export.ipynb #d91dc583
+# %% ../nbs/15_export.ipynb #648e5f6f
 HUGGINGFACE = dict(loader='export', text="""```python
 from datasets import load_dataset                                 # pip install datasets
 images = load_dataset('.', split='train')                         # or the name under which it is published
@@ -199,7 +199,7 @@ def huggingface(
             images, files = images + table.nbytes, files + path.stat().st_size
         _beside(root, distilled, 'README.md', f'{front_matter(distilled, files, images, terms)}\n{text}')
 
-# %% ../nbs/15_export.ipynb #ce4a6220
+# %% ../nbs/15_export.ipynb #caf0d727
 def _from_tar(path):
     "(PNG file, label) of every sample in a shard."
     found = {}
@@ -217,6 +217,10 @@ def _samples(path):
         try: yield from (_from_tar if file.suffix == '.tar' else _from_parquet)(file)
         except (tarfile.TarError, OSError, EOFError, KeyError) as error: raise ValueError(f'{file} is damaged ({error}): fetch it again') from None
 
+def exported(path):
+    "Whether a folder is one that `webdataset` or `huggingface` wrote."
+    return any(next(Path(path).glob(pattern), None) for pattern in ('train-*.tar', 'data/train-*.parquet'))
+
 def load(
     path, # folder that `webdataset` or `huggingface` wrote
 ):
@@ -229,7 +233,7 @@ def load(
     y = torch.tensor([label for _, label in samples])
     return _checked(DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest))
 
-# %% ../nbs/15_export.ipynb #921d6797
+# %% ../nbs/15_export.ipynb #94aa4693
 def results_for(
     distilled, # DistilledSet with a manifest
     folder,    # of result JSONs, anywhere below it

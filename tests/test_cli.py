@@ -148,7 +148,12 @@ def test_every_option_of_the_design_is_understood():
     lines = '''observer --data d --arch a --size 8 --epochs 1 --out f
         distill --data d --observer a,b --ipc 1 --factor 2 --crops 3 --preselect 4 --size 8 --selection top --out d
         verify d
+        verify d --data d
         rebuild --manifest f --data d --out d
+        rebuild --manifest f --data d --against d --out d
+        export --distilled d --format webdataset --out d
+        export --distilled d --format hf --each 500 --results d --license mit --out d
+        export --distilled d --format manifest --out f
         info d
         train --distilled d --observer o --student s --training paper --epochs 1 --batch-size 2 --val d --out f
         train --distilled d --hard --student s --val d --out f
