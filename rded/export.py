@@ -6,7 +6,7 @@
 __all__ = ['WEBDATASET', 'UNPRINTABLE', 'FRONT', 'HUGGINGFACE', 'class_names', 'webdataset', 'yaml_text', 'size_category',
            'front_matter', 'huggingface', 'exported', 'load', 'results_for']
 
-# %% ../nbs/15_export.ipynb #c35447fb
+# %% ../nbs/15_export.ipynb #dba836a0
 import io, json, re, tarfile
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .distilled import DistilledSet, belongs, card, folder_names, licence, manif
 from .files import atomic_dir
 from .images import read_image, show_images, to_tensor
 
-# %% ../nbs/15_export.ipynb #3c05be01
+# %% ../nbs/15_export.ipynb #41de5e4e
 def _checked(distilled):
     "The set, if its pixels are what its manifest says; `ValueError` naming the first that are not."
     entries = distilled.manifest['images'] if distilled.manifest else []
@@ -29,7 +29,7 @@ def class_names(distilled):
     names = [name.encode('utf-8', 'replace').decode() for name in distilled.names]
     return names if len(set(names)) == len(names) and all(names) else folder_names(distilled.classes)
 
-# %% ../nbs/15_export.ipynb #a3174a3c
+# %% ../nbs/15_export.ipynb #6be77a8b
 WEBDATASET = dict(loader='export', text="""```python
 import glob, webdataset                                           # pip install webdataset
 shards = sorted(glob.glob('train-*.tar'))
@@ -86,14 +86,14 @@ def webdataset(
             Path(root, f'train-{k:05d}.tar').write_bytes(_shard(distilled, rows))
         _beside(root, distilled, 'CARD.md', text)
 
-# %% ../nbs/15_export.ipynb #2a6517bf
+# %% ../nbs/15_export.ipynb #6a1bc594
 UNPRINTABLE = re.compile('[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]')
 
 def yaml_text(text):
     "A string as YAML reads it back, on one line."
     return UNPRINTABLE.sub(lambda found: f'\\u{ord(found[0]):04x}', json.dumps(text, ensure_ascii=False))
 
-# %% ../nbs/15_export.ipynb #56ceb73e
+# %% ../nbs/15_export.ipynb #ad69add6
 def size_category(n):
     "The hub's name for a number of images."
     steps = [(10**3, '1K'), (10**4, '10K'), (10**5, '100K'), (10**6, '1M'), (10**7, '10M')]
@@ -151,7 +151,7 @@ def front_matter(
     return FRONT.format(name=yaml_text(title(distilled)), licence=_licence_lines(distilled, terms), category=size_category(len(distilled)),
                         classes=names, n=len(distilled), download=download, size=size)
 
-# %% ../nbs/15_export.ipynb #648e5f6f
+# %% ../nbs/15_export.ipynb #ad40a210
 HUGGINGFACE = dict(loader='export', text="""```python
 from datasets import load_dataset                                 # pip install datasets
 images = load_dataset('.', split='train')                         # or the name under which it is published
@@ -199,12 +199,12 @@ def huggingface(
             images, files = images + table.nbytes, files + path.stat().st_size
         _beside(root, distilled, 'README.md', f'{front_matter(distilled, files, images, terms)}\n{text}')
 
-# %% ../nbs/15_export.ipynb #caf0d727
+# %% ../nbs/15_export.ipynb #87e26580
 def _from_tar(path):
     "(PNG file, label) of every sample in a shard."
     found = {}
     with tarfile.open(path) as tar:
-        for member in tar: found.setdefault(member.name.split('.')[0], {})[member.name.split('.')[-1]] = tar.extractfile(member).read()
+        for member in filter(tarfile.TarInfo.isfile, tar): found.setdefault(member.name.split('.')[0], {})[member.name.split('.')[-1]] = tar.extractfile(member).read()
     return [(sample['png'], int(sample['cls'])) for sample in found.values()]
 
 def _from_parquet(path):
@@ -213,9 +213,11 @@ def _from_parquet(path):
 
 def _samples(path):
     "The samples of every file, in order; `ValueError` naming a damaged one."
-    for file in sorted([*Path(path).glob('train-*.tar'), *Path(path, 'data').glob('train-*.parquet')]):
-        try: yield from (_from_tar if file.suffix == '.tar' else _from_parquet)(file)
-        except (tarfile.TarError, OSError, EOFError, KeyError) as error: raise ValueError(f'{file} is damaged ({error}): fetch it again') from None
+    tars, parquets = sorted(Path(path).glob('train-*.tar')), sorted(Path(path, 'data').glob('train-*.parquet'))
+    if parquets: _pyarrow()
+    for file in tars + parquets:
+        try: yield from (_from_tar if file in tars else _from_parquet)(file)
+        except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error: raise ValueError(f'{file} is damaged ({error}): fetch it again') from None
 
 def exported(path):
     "Whether a folder is one that `webdataset` or `huggingface` wrote."
@@ -233,7 +235,7 @@ def load(
     y = torch.tensor([label for _, label in samples])
     return _checked(DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest))
 
-# %% ../nbs/15_export.ipynb #94aa4693
+# %% ../nbs/15_export.ipynb #c3b9e43c
 def results_for(
     distilled, # DistilledSet with a manifest
     folder,    # of result JSONs, anywhere below it
