@@ -6,7 +6,7 @@
 __all__ = ['WEBDATASET', 'UNPRINTABLE', 'FRONT', 'HUGGINGFACE', 'class_names', 'webdataset', 'yaml_text', 'size_category',
            'front_matter', 'huggingface', 'exported', 'load', 'results_for']
 
-# %% ../nbs/15_export.ipynb #dba836a0
+# %% ../nbs/15_export.ipynb #ce6c534d
 import io, json, re, tarfile
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .distilled import DistilledSet, belongs, card, folder_names, licence, manif
 from .files import atomic_dir
 from .images import read_image, show_images, to_tensor
 
-# %% ../nbs/15_export.ipynb #41de5e4e
+# %% ../nbs/15_export.ipynb #0e4d8c5b
 def _checked(distilled):
     "The set, if its pixels are what its manifest says; `ValueError` naming the first that are not."
     entries = distilled.manifest['images'] if distilled.manifest else []
@@ -29,7 +29,7 @@ def class_names(distilled):
     names = [name.encode('utf-8', 'replace').decode() for name in distilled.names]
     return names if len(set(names)) == len(names) and all(names) else folder_names(distilled.classes)
 
-# %% ../nbs/15_export.ipynb #6be77a8b
+# %% ../nbs/15_export.ipynb #215b1cbe
 WEBDATASET = dict(loader='export', text="""```python
 import glob, webdataset                                           # pip install webdataset
 shards = sorted(glob.glob('train-*.tar'))
@@ -39,11 +39,11 @@ from rded import export
 small = export.load('.')                                          # .x uint8 [n,3,S,S], .y, .classes, .patches
 ```""")
 
-def _described(distilled, j):
+def _described(distilled, j, file):
     "What is known of image `j`."
     label = int(distilled.y[j])
     known = distilled.manifest['images'][j] if distilled.manifest else {}
-    return {'file': distilled.files[j], 'label': label, 'class': distilled.classes[label], 'name': distilled.names[label], **known}
+    return {'file': file, 'label': label, 'class': distilled.classes[label], 'name': distilled.names[label], **known}
 
 def _add(tar, name, content):
     "One file of a tar archive, without a time or an owner."
@@ -53,10 +53,10 @@ def _add(tar, name, content):
 
 def _shard(distilled, rows):
     "A tar file of some images."
-    buffer = io.BytesIO()
+    buffer, files = io.BytesIO(), distilled.files
     with tarfile.open(fileobj=buffer, mode='w', format=tarfile.USTAR_FORMAT) as tar:
         for j in rows:
-            described = json.dumps(_described(distilled, j), ensure_ascii=False).encode('utf-8', 'backslashreplace')
+            described = json.dumps(_described(distilled, j, files[j]), ensure_ascii=False).encode('utf-8', 'backslashreplace')
             for ending, content in (('cls', str(int(distilled.y[j])).encode()), ('json', described), ('png', png_bytes(distilled.x[j]))):
                 _add(tar, f'{j:06d}.{ending}', content)
     return buffer.getvalue()
@@ -86,14 +86,14 @@ def webdataset(
             Path(root, f'train-{k:05d}.tar').write_bytes(_shard(distilled, rows))
         _beside(root, distilled, 'CARD.md', text)
 
-# %% ../nbs/15_export.ipynb #6a1bc594
+# %% ../nbs/15_export.ipynb #f17ffdca
 UNPRINTABLE = re.compile('[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]')
 
 def yaml_text(text):
     "A string as YAML reads it back, on one line."
     return UNPRINTABLE.sub(lambda found: f'\\u{ord(found[0]):04x}', json.dumps(text, ensure_ascii=False))
 
-# %% ../nbs/15_export.ipynb #ad69add6
+# %% ../nbs/15_export.ipynb #ee3eab9d
 def size_category(n):
     "The hub's name for a number of images."
     steps = [(10**3, '1K'), (10**4, '10K'), (10**5, '100K'), (10**6, '1M'), (10**7, '10M')]
@@ -151,7 +151,7 @@ def front_matter(
     return FRONT.format(name=yaml_text(title(distilled)), licence=_licence_lines(distilled, terms), category=size_category(len(distilled)),
                         classes=names, n=len(distilled), download=download, size=size)
 
-# %% ../nbs/15_export.ipynb #ad40a210
+# %% ../nbs/15_export.ipynb #b2be73a4
 HUGGINGFACE = dict(loader='export', text="""```python
 from datasets import load_dataset                                 # pip install datasets
 images = load_dataset('.', split='train')                         # or the name under which it is published
@@ -199,7 +199,7 @@ def huggingface(
             images, files = images + table.nbytes, files + path.stat().st_size
         _beside(root, distilled, 'README.md', f'{front_matter(distilled, files, images, terms)}\n{text}')
 
-# %% ../nbs/15_export.ipynb #87e26580
+# %% ../nbs/15_export.ipynb #8f71c489
 def _from_tar(path):
     "(PNG file, label) of every sample in a shard."
     found = {}
@@ -235,7 +235,7 @@ def load(
     y = torch.tensor([label for _, label in samples])
     return _checked(DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest))
 
-# %% ../nbs/15_export.ipynb #c3b9e43c
+# %% ../nbs/15_export.ipynb #0d825a20
 def results_for(
     distilled, # DistilledSet with a manifest
     folder,    # of result JSONs, anywhere below it

@@ -124,6 +124,20 @@ def test_no_image_is_read_twice_in_the_search(folder):
     assert read.count(0) <= 2                                                           # made, checked: no search where nothing is lost
 
 
+def test_photographs_moved_elsewhere(tmp_path, imagenette_root):
+    "Six JPEG files of each of three classes."
+    for key in sorted(os.listdir(imagenette_root / 'train'))[:3]:
+        (tmp_path / 'data' / 'train' / key).mkdir(parents=True)
+        for path in sorted((imagenette_root / 'train' / key).iterdir())[:6]: shutil.copy(path, tmp_path / 'data' / 'train' / key)
+    made = baselines.random_mosaics(datasets.load(tmp_path / 'data', 'train'), 1, 64, 2)
+    made.save(tmp_path / 'set')
+    assert 'terms of access' in (tmp_path / 'set' / 'CARD.md').read_text()
+    (tmp_path / 'data').rename(tmp_path / 'photos')
+    for k, path in enumerate(sorted((tmp_path / 'photos' / 'train').iterdir())): path.rename(path.with_name('xyz'[k]))
+    again = rebuild(tmp_path / 'set' / 'rded.json', datasets.load(tmp_path / 'photos', 'train'), workers=2)
+    assert torch.equal(again.x, made.x) and len(again.moved) == 12 and again.classes == made.classes and again.changes == {}
+
+
 def test_swapped_files_are_found_within_the_class(folder):
     made = make(datasets.load(folder, 'train'))
     a, b = (folder / p['source'] for p in made.patches[:2])
