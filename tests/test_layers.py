@@ -22,7 +22,7 @@ MAY = {
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'observer distilled', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
-    **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli')},
+    **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
     '__main__': 'cli', '_modidx': ''}
 LIGHT = ('files', 'recipes', 'report', 'cli')
 
