@@ -9,12 +9,12 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'OBSERVER', 'NOTE
            'prepare', 'reproduce', 'report', 'Parser', 'whole', 'several', 'pair', 'setting', 'listed', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #906a5e18
+# %% ../nbs/47_cli.ipynb #c4a4abcf
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #639b111a
+# %% ../nbs/47_cli.ipynb #ef938b06
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -34,7 +34,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #ab3f643c
+# %% ../nbs/47_cli.ipynb #4101538a
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -52,7 +52,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #e6021942
+# %% ../nbs/47_cli.ipynb #fd671236
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -62,7 +62,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #b768bb99
+# %% ../nbs/47_cli.ipynb #35c9ca62
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -83,7 +83,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #510d1ac9
+# %% ../nbs/47_cli.ipynb #715cf0ce
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -104,7 +104,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #746769aa
+# %% ../nbs/47_cli.ipynb #3c11a623
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -150,7 +150,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #321cc648
+# %% ../nbs/47_cli.ipynb #a020fc22
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -245,7 +245,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #12e14a6f
+# %% ../nbs/47_cli.ipynb #38958760
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -270,15 +270,17 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
 
-# %% ../nbs/47_cli.ipynb #d4b990af
-def _order(found, made, name):
+# %% ../nbs/47_cli.ipynb #6de7b81a
+def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
-    from types import SimpleNamespace
+    from rded.mosaic import untile
     from rded.observer import complaint, order_evidence
-    answers = torch.cat([found.logits(x.to(found.device)).argmax(1).cpu() for x in made.x.split(256)])
-    evidence = order_evidence(answers, made.y, len(made.classes))
-    if evidence['wrong']: raise ValueError(complaint(found, SimpleNamespace(name=name, names=made.names), evidence))
+    from rded.patches import place
+    answer = lambda x: found.logits(place(untile(x, made.factor).flatten(0, 1), made.size, 'enlarge').to(found.device)).argmax(1).cpu()
+    answers = torch.cat([answer(x) for x in made.x.split(64)])          # of every patch: more of them than images
+    evidence = order_evidence(answers, made.y.repeat_interleave(made.factor ** 2), len(made.classes))
+    if evidence['wrong']: raise ValueError(complaint(found, known, evidence))
 
 def _views_of(args, made, observer):
     "The named training for the views of a set; what its learning rate is does not matter here."
@@ -298,7 +300,7 @@ def relabel(args, progress):
     made = _set(args.distilled, args.size, args.workers)
     known = SimpleNamespace(name=str(args.distilled), classes=made.classes, names=made.names, wnids=made.wnids)
     found = get_observer(args.observer, known, made.size, device, by_position=args.no_check, precision=args.precision)
-    if not args.no_check: _order(found, made, known.name)
+    if not args.no_check: _order(found, made, known)
     stored = labels.relabel(made, found, _views_of(args, made, found), args.epochs, args.seed, args.out, keep, args.part_epochs, device, progress,
                             lambda text: print(f'to be recorded: {text}', flush=True))
     _show(f'{args.out}: {stored.bytes:,} bytes in {len(stored.parts)} part{"s" * (len(stored.parts) > 1)}', {
@@ -306,7 +308,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #9fd6605a
+# %% ../nbs/47_cli.ipynb #17efec9e
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -361,7 +363,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #29975fd6
+# %% ../nbs/47_cli.ipynb #7e67fbc8
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -433,7 +435,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #e1858552
+# %% ../nbs/47_cli.ipynb #94138b70
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -483,7 +485,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #9d14a57f
+# %% ../nbs/47_cli.ipynb #053bfab5
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -578,7 +580,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #f6ac1ddf
+# %% ../nbs/47_cli.ipynb #371e0bc0
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

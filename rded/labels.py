@@ -10,7 +10,7 @@ __all__ = ['ENCODINGS', 'PART_BYTES', 'FORMAT', 'VIEWS', 'AT_ONCE', 'LiveLabels'
            'whole', 'resume', 'told', 'room', 'views_to_record', 'record', 'relabel', 'spoken', 'read_meta',
            'StoredLabels', 'verify', 'check', 'words', 'batch', 'sequence', 'shuffled', 'epoch']
 
-# %% ../nbs/21_labels.ipynb #b9edb0f8
+# %% ../nbs/21_labels.ipynb #75ee8352
 import json, math, os, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from .distilled import versions
 from .files import digest64, hash64, read_json, save_tensors, sha256, write_json
 from .views import Views, apply_views, batches, draw_epoch, epoch_generator
 
-# %% ../nbs/21_labels.ipynb #df2790e8
+# %% ../nbs/21_labels.ipynb #d94b73d4
 class LiveLabels:
-    "Soft labels made while the student trains: the observer's logits on each view."
+    "Soft labels made while the student trains: the observer's logits on each view, to sixteen bits."
     kind = name = 'live'
     def __init__(self, observer):  # with `.logits(x) -> [n, C]`
         self.observer = observer
@@ -36,11 +36,11 @@ class LiveLabels:
                  x,                # views, float [n, 3, S, S] in [0, 1]
                  views, y):        # the record of the views and the hard labels: not needed here
         "Logits `[n, C]` of the views."
-        return self.observer.logits(x)
+        return self.observer.logits(x).half().float()
 
     def __repr__(self): return f'LiveLabels from {self.observer}'
 
-# %% ../nbs/21_labels.ipynb #19255c85
+# %% ../nbs/21_labels.ipynb #30c2300c
 class HardLabels:
     "The class of the image; of both images, by area, where a view is a mixture."
     kind = name = 'hard'
@@ -54,7 +54,7 @@ class HardLabels:
 
     def __repr__(self): return f'HardLabels of {self.classes} classes'
 
-# %% ../nbs/21_labels.ipynb #df723cc0
+# %% ../nbs/21_labels.ipynb #0ba45a15
 def soft_loss(
     student: torch.Tensor,    # logits [n, C]
     teacher: torch.Tensor,    # logits [n, C]
@@ -70,7 +70,7 @@ def hard_loss(
     "Cross-entropy against a mixture of hard labels, batch mean."
     return F.cross_entropy(student, target)
 
-# %% ../nbs/21_labels.ipynb #45392cfa
+# %% ../nbs/21_labels.ipynb #33e91585
 def described(observer) -> dict:
     "What is noted of an observer: name, arch, sha256 and top1."
     return {key: getattr(observer, key, None) for key in ('name', 'arch', 'sha256', 'top1')}
@@ -85,7 +85,7 @@ def mix_logits(
     own, share = (logits / temperature).log_softmax(1), torch.tensor(share, dtype=torch.float64)
     return torch.logaddexp(own + (1 - share).log().float(), own[partner] + share.log().float()) * temperature
 
-# %% ../nbs/21_labels.ipynb #401d6bd9
+# %% ../nbs/21_labels.ipynb #8f650937
 def check_set(
     digest: str,     # of the set that was labelled
     distilled,
@@ -120,7 +120,7 @@ class FixedLabels:
 
     def __repr__(self): return f'FixedLabels of {len(self.logits)} images by {self.observer["name"]}: {self.bytes:,} bytes'
 
-# %% ../nbs/21_labels.ipynb #94ecf6a9
+# %% ../nbs/21_labels.ipynb #1b896943
 @dataclass(frozen=True)
 class Keep:
     "What is kept of the labels; prints as it is written."
@@ -143,7 +143,7 @@ def parse_keep(text: str) -> Keep:
     if percents and not 0 < percents[0] <= 100: raise ValueError(f'keep {text!r}: a share of the batches is above 0% and at most 100%')
     return Keep(*(kinds or [('full', 0)])[0], *percents)
 
-# %% ../nbs/21_labels.ipynb #a11b246f
+# %% ../nbs/21_labels.ipynb #641f8ead
 def smallest(largest: int):
     "The smallest integer type that holds 0 to `largest`."
     return next(t for t in (torch.uint8, torch.uint16, torch.int32) if largest <= torch.iinfo(t).max)
@@ -152,7 +152,7 @@ def to_full(logits, keep, temperature): return {'logits': logits.half()}
 
 def from_full(stored, classes): return stored['logits'].float()
 
-# %% ../nbs/21_labels.ipynb #aec81a1c
+# %% ../nbs/21_labels.ipynb #79c5e332
 def to_top(logits, keep, temperature):
     "The k largest, as distances above the others' level, fp16 [n, k], and their classes [n, k]."
     value, index = logits.topk(keep.k, 1)
@@ -164,7 +164,7 @@ def from_top(stored, classes):
     value = stored['value'].float()
     return torch.zeros(len(value), classes).scatter(1, stored['class'].long(), value)
 
-# %% ../nbs/21_labels.ipynb #0a1a11a9
+# %% ../nbs/21_labels.ipynb #ddd5e34a
 def to_8bit(logits, keep, temperature):
     "Steps uint8 [n, C] from each row's smallest logit; that and the step, fp16 [n, 2]."
     low = logits.amin(1, keepdim=True).half()
@@ -176,7 +176,7 @@ def from_8bit(stored, classes):
     low, step = stored['scale'].float().split(1, 1)
     return low + step * stored['code'].float()
 
-# %% ../nbs/21_labels.ipynb #ef0e6622
+# %% ../nbs/21_labels.ipynb #ad642129
 ENCODINGS = {  # kind: (to what is stored, back to logits [n, C], the type and numbers an image of each stored tensor)
     'full': (to_full, from_full, lambda keep, classes: {'logits': (torch.float16, classes)}),
     'top': (to_top, from_top, lambda keep, classes: {'value': (torch.float16, keep.k), 'class': (smallest(classes - 1), keep.k)}),
@@ -197,7 +197,7 @@ def decode(stored: dict, keep: Keep, classes: int) -> torch.Tensor:
     "Logits float32 [n, C] of what `encode` stored; those of 'top' up to a number that a softmax does not see."
     return ENCODINGS[keep.kind][1](stored, classes)
 
-# %% ../nbs/21_labels.ipynb #0c580537
+# %% ../nbs/21_labels.ipynb #d404f4ea
 def drawn_by(training, factor: int) -> dict:
     "What of a training decides the views: two that agree here draw the same."
     mixing = training.mix != 'none'
@@ -212,7 +212,7 @@ def view_fields(n: int, size: int, factor: int, drawn: dict) -> dict:
              'number': (torch.int32, 1, 'batch'), 'images': (torch.int32, 1, 'batch')}
     return {name: field for name, field in every.items() if field}
 
-# %% ../nbs/21_labels.ipynb #080f2f3e
+# %% ../nbs/21_labels.ipynb #1b8543cc
 def pack_views(
     drawn: list,     # (number of the batch, indices, Views) …
     recorded: dict,  # `view_fields`
@@ -243,7 +243,7 @@ def unpack_views(
         order=own('order', torch.arange(factor ** 2).repeat(n, 1)), box=own('box', torch.tensor([[0, 0, size, size]]).repeat(n, 1)), flip=flip,
         partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item())
 
-# %% ../nbs/21_labels.ipynb #d2353714
+# %% ../nbs/21_labels.ipynb #324dd2e8
 PART_BYTES = 64e6
 
 def drawn_batches(total: int, percent: float, seed: int) -> torch.Tensor:
@@ -268,7 +268,7 @@ def layout(n, size, factor, classes, drawn, epochs, seed, keep, part=None) -> di
         parts.append({'batches': len(some), 'images': images, 'bytes': {'views': seen, 'labels': images * label}})
     return {'views': views, 'epoch': len(sizes), 'numbers': numbers, 'parts': parts}
 
-# %% ../nbs/21_labels.ipynb #b2a2b3f2
+# %% ../nbs/21_labels.ipynb #24ccefe6
 def predict_bytes(
     n: int, size: int, factor: int, classes: int,  # of the distilled set: images, pixels a side, tiles a side, classes
     training,              # with batch_size, tiles, min_scale, flip, mix, mix_alpha
@@ -284,7 +284,7 @@ def predict_bytes(
     return {'views': total(lambda p: p['bytes']['views']), 'labels': total(lambda p: p['bytes']['labels']),
             'batches': total(lambda p: p['batches']), 'images': total(lambda p: p['images']), 'parts': len(parts)}
 
-# %% ../nbs/21_labels.ipynb #ede4365d
+# %% ../nbs/21_labels.ipynb #85c0a65a
 FORMAT, VIEWS = 'rded-labels-1', 1  # of the files; of what a record of a view means to `apply_views`
 
 def plan(
@@ -313,7 +313,7 @@ def fingerprint(about: dict) -> str:
     "16 hexadecimal digits of all that labels.json says but its parts; every part carries them."
     return digest64(json.dumps({k: v for k, v in about.items() if k not in ('settings', 'parts')}, sort_keys=True).encode())
 
-# %% ../nbs/21_labels.ipynb #d5256afd
+# %% ../nbs/21_labels.ipynb #5814dad9
 @contextmanager
 def alone(folder: Path):
     "Make the folder, and hold it against other recorders; the system lets go of it when the process ends, however it ends."
@@ -358,7 +358,7 @@ def room(folder: Path, missing: list):
     needed, free = sum(sum(p['bytes'].values()) for p in missing), shutil.disk_usage(folder).free
     if needed > free: raise ValueError(f'{folder}: the labels need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: write elsewhere, or keep less, as --keep top10 or 10%')
 
-# %% ../nbs/21_labels.ipynb #982deb62
+# %% ../nbs/21_labels.ipynb #383624a8
 def views_to_record(meta: dict, training, missing: list):
     "(part, number of the batch, indices, views) of every batch that is still to be labelled."
     number_of = drawn_batches(meta['epochs'] * meta['batches']['epoch'], parse_keep(meta['keep']).percent, meta['seed']).tolist()
@@ -394,7 +394,7 @@ def record(
         write_json(folder / 'labels.json', meta)
     return meta
 
-# %% ../nbs/21_labels.ipynb #716a0d07
+# %% ../nbs/21_labels.ipynb #8e279a0d
 def relabel(
     distilled,             # the set to label: DistilledSet
     observer,              # Observer of its classes: one network, or several whose logits are averaged
@@ -424,7 +424,7 @@ def spoken(meta: dict) -> str:
     views, labels = (sum(p['bytes'][key] for p in meta['parts']) for key in ('views', 'labels'))
     return f"{meta['batches']['recorded']} batches, {sum(p['images'] for p in meta['parts'])} views: {labels:,} bytes of labels ({meta['keep']}) and {views:,} of views"
 
-# %% ../nbs/21_labels.ipynb #a89a8615
+# %% ../nbs/21_labels.ipynb #ba9f79c6
 def read_meta(folder) -> dict:
     "What labels.json says; ValueError where it is none, of another format, or edited."
     path = Path(folder) / 'labels.json'
@@ -463,7 +463,7 @@ class StoredLabels:
         each = f'{self.meta["batches"]["recorded"]} batches of {self.epochs} epochs'
         return f'StoredLabels {self.keep} of {self.meta["images"]} images by {self.observer["name"]}: {each}, seed {self.meta["seed"]}, {self.bytes:,} bytes in {len(self.parts)} parts'
 
-# %% ../nbs/21_labels.ipynb #0b0895bd
+# %% ../nbs/21_labels.ipynb #9415ad16
 AT_ONCE = 1e9  # bytes that are hashed before training; beyond, each part when it is first touched
 
 def _check_size(self, part):
@@ -493,8 +493,8 @@ def check(self, distilled, training, seed):
         if recorded[key] != value: raise ValueError(f'{self.path}: recorded with {words(key)} {recorded[key]}, the training has {value}: train with {recorded[key]}, or record labels for {value}')
     temperature = self.meta['temperature']
     if temperature and temperature != training.temperature: raise ValueError(f'{self.path}: {self.keep} was kept at temperature {temperature:g}, the training has {training.temperature:g}: train at {temperature:g}, or record again')
-    if seed != self.meta['seed'] and not self.any_seed: raise ValueError(f'{self.path}: recorded with the views of seed {self.meta["seed"]}, the training has seed {seed}: use seed {self.meta["seed"]}, or allow any seed (the weights are then of seed {seed}, the views of {self.meta["seed"]})')
-    if training.epochs > self.epochs and not self.reuse: raise ValueError(f'{self.path}: {self.epochs} epochs are recorded, the training has {training.epochs}: train for {self.epochs}, record more, or reuse them in turn')
+    if seed != self.meta['seed'] and not self.any_seed: raise ValueError(f'{self.path}: recorded with the views of seed {self.meta["seed"]}, the training has seed {seed}: use seed {self.meta["seed"]}, or allow any (--any-seed: weights of seed {seed}, the recorded views)')
+    if training.epochs > self.epochs and not self.reuse: raise ValueError(f'{self.path}: {self.epochs} epochs are recorded, the training has {training.epochs}: train for {self.epochs}, record more, or go through them again (--reuse)')
     if sum(p['size'] for p in self.parts) <= AT_ONCE: self.verify()
     if self.meta['versions'] != versions(): warnings.warn(f'{self.path}: recorded with {told(self.meta["versions"], versions())}, this is {told(versions(), self.meta["versions"])}: the views and labels are the recorded ones, the pixels may differ in their last digits')
 
@@ -502,7 +502,7 @@ def words(key): return key.replace('_', ' ')
 
 StoredLabels._check_size, StoredLabels._check_hash, StoredLabels.verify, StoredLabels.check = _check_size, _check_hash, verify, check
 
-# %% ../nbs/21_labels.ipynb #1c1428ab
+# %% ../nbs/21_labels.ipynb #21164ab9
 def _reader(self, k):
     "read(name, a, b) of part k and where its batches begin; the part that was open before is let go."
     if self._open[0] != k:
