@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'PACKED', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 
            'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate', 'version_changes',
            'rebuild', 'compare']
 
-# %% ../nbs/14_distilled.ipynb #41a3e4fb
+# %% ../nbs/14_distilled.ipynb #4c02ef3c
 import copy, gzip, json, lzma, os, re, shlex
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -22,7 +22,7 @@ from .files import atomic_dir, atomic_file, digest64, read_json
 from .images import crop_resize, naming, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #28e12950
+# %% ../nbs/14_distilled.ipynb #e753a5cb
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -61,7 +61,7 @@ def stitch(
         return through_jpeg(stitched, jpeg) if jpeg else stitched
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #6dc36156
+# %% ../nbs/14_distilled.ipynb #077787fa
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -76,7 +76,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #72622e51
+# %% ../nbs/14_distilled.ipynb #bd4d36b6
 def _short(value):
     "A value as a table shows it: a long text loses its middle."
     text = f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -105,7 +105,7 @@ class Table(list):
         lines = ['  '.join(f'{text:{">" if number else "<"}{width}}' for text, width, number in zip(row, widths, numbers)).rstrip() for row in shown]
         return '\n'.join(lines + [f'… {len(self):,} rows'] * (len(self) > 6))
 
-# %% ../nbs/14_distilled.ipynb #fb10e2a7
+# %% ../nbs/14_distilled.ipynb #f8091570
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -114,7 +114,7 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #64ffb1c4
+# %% ../nbs/14_distilled.ipynb #f7d51028
 class DistilledSet:
     "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
@@ -176,7 +176,7 @@ class DistilledSet:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #5607506d
+# %% ../nbs/14_distilled.ipynb #30f575e1
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -227,7 +227,7 @@ def assemble(
         broken=sorted(source for source, _ in broken), versions=versions(), environment=dict(environment or {}), images=entries)
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #5ecee28c
+# %% ../nbs/14_distilled.ipynb #5f07edf4
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -249,7 +249,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #fae0718b
+# %% ../nbs/14_distilled.ipynb #dc7241b6
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -289,6 +289,8 @@ def _flaw(manifest):
     if numbers: return f'the manifest lacks {" and ".join(numbers)} among its settings'
     unnamed = [key for key in ('name', 'split', 'images') if not manifest['data'].get(key)]
     if unnamed: return f'the manifest does not tell {" and ".join(unnamed)} of its data'
+    unequal = [key for key in ('names', 'wnids') if manifest.get(key) is not None and len(manifest[key]) != len(manifest['classes'])]
+    if unequal: return f'the manifest has {len(manifest["classes"])} classes and {len(manifest[unequal[0]])} {unequal[0]}'
     if not manifest['images']: return 'the manifest lists no images'
     wrong = next((k for k, image in enumerate(manifest['images']) if not _well_formed(image, manifest)), None)
     if wrong is not None: return f'image {wrong} lacks a file, label, hash or patches of source, content and box'
@@ -305,7 +307,7 @@ def _well_formed(image, manifest):
                 and all(len(p['box']) == 4 and all(_counts(v, 0) for v in p['box']) and isinstance(p['source'] + p['content'], str) for p in patches))
     except (KeyError, TypeError): return False
 
-# %% ../nbs/14_distilled.ipynb #dad8646d
+# %% ../nbs/14_distilled.ipynb #c991103a
 def png_bytes(
     x, # uint8 [3,h,w]
 ):
@@ -328,7 +330,7 @@ def save(self, path, workers=0):
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #1a550d2a
+# %% ../nbs/14_distilled.ipynb #9be20b0b
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -366,7 +368,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #8c8352aa
+# %% ../nbs/14_distilled.ipynb #936eeb12
 def escaped(text):
     "A name as Markdown shows it, in one line."
     text = ''.join(c for c in ' '.join(str(text).split()) if c.isprintable())
@@ -377,7 +379,7 @@ def _list(names, most=10):
     "The first of some names, and how many there are besides."
     return ', '.join(map(escaped, names[:most])) + f' and {len(names) - most} more' * (len(names) > most)
 
-# %% ../nbs/14_distilled.ipynb #4c34efcc
+# %% ../nbs/14_distilled.ipynb #ac8c3145
 LICENCES = (  # how the data set's name begins, in lower case without punctuation; the identifier; what its pages say
     ('cifar', 'unknown', 'CIFAR-10 and CIFAR-100 are published without a licence; their images were collected from the web for 80 Million Tiny Images, which its authors have withdrawn.'),
     ('fashionmnist', 'mit', 'Fashion-MNIST is published under the MIT licence.'))
@@ -390,7 +392,7 @@ def licence(manifest):
     known = next((row[1:] for row in LICENCES if name.startswith(row[0])), IMAGENET if manifest and manifest.get('wnids') else None)
     return (known[0], f'If the source is the well-known one that it seems to be: {known[1]}') if known else OWN
 
-# %% ../nbs/14_distilled.ipynb #fcbb546e
+# %% ../nbs/14_distilled.ipynb #a90bea6d
 FOLDER = dict(loader='distilled', text="""```python
 from torchvision.datasets import ImageFolder
 images = ImageFolder('images')                                    # labels are the manifest's
@@ -420,7 +422,7 @@ LIMITS = """- The patches are real: people, places and texts that the source ima
 - Every class has the same weight, whatever its share of the source. Labels are the source's, its mistakes included.
 - The set is for training. It is too small and too one-sided to measure anything on."""
 
-# %% ../nbs/14_distilled.ipynb #102a3c4f
+# %% ../nbs/14_distilled.ipynb #5164d75d
 def _known(observer):
     "An observer's name, and in brackets what else is known of it."
     accuracy = None if observer.get('top1') is None else f"{observer['top1']:.2f} % top-1 on validation images"
@@ -430,7 +432,7 @@ def _known(observer):
 def _origin(manifest):
     "From which data, by which settings, seen by which observer."
     data, settings, observer, used = manifest['data'], manifest['settings'], manifest.get('observer'), manifest.get('versions') or {}
-    listed = ', '.join(f'{key} {escaped(value)}' for key, value in settings.items() if key not in ('size', 'ipc'))
+    listed = ', '.join(f'{key} {escaped(value) if isinstance(value, str) else value}' for key, value in settings.items() if key not in ('size', 'ipc'))
     broken = manifest.get('broken') or []
     lines = [f"From the {data['split']} split of {escaped(data['name'])} ({data['images']:,} images), by the method `{manifest['method']}`, seed {manifest.get('seed', 0)}; {listed}.",
              f'Observer: {_known(observer)}.' if observer else 'No observer scored the patches: they were drawn at random.',
@@ -462,7 +464,7 @@ def _expected(manifest, results):
     return ("Such sets are made for students that learn from the observer's label of every view they see (region labels). With nothing but the class of an image a student learns much less. "
             f"Compare with random images of the same number (`rded distill --method random-images`): with region labels they can come close.\n\n{measured}")
 
-# %% ../nbs/14_distilled.ipynb #4e31d00e
+# %% ../nbs/14_distilled.ipynb #c01e3b40
 def _terms(manifest, terms):
     "Whose the pixels are."
     known = f'Whoever published this set says: `{terms}`.' if terms else licence(manifest)[1]
@@ -501,7 +503,7 @@ def card(
     about = f'{len(distilled):,} images of {len(distilled.classes):,} classes ({each}), {distilled.size}×{distilled.size} pixels, PNG{stitched}. Classes: {_list(distilled.names)}.'
     return f'# {escaped(title(distilled))}\n\n{about}\n' + ''.join(f'\n## {heading}\n\n{text}\n' for heading, text in _sections(distilled, layout, results, terms))
 
-# %% ../nbs/14_distilled.ipynb #ddca3a22
+# %% ../nbs/14_distilled.ipynb #957f5dce
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
@@ -509,7 +511,7 @@ def stored_bytes(
     if isinstance(distilled, DistilledSet): return sum(len(png_bytes(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #dba1bccb
+# %% ../nbs/14_distilled.ipynb #e1ba25aa
 def _content(images, i):
     "The digest of an image's contents; None where it cannot be read."
     try: return images.content(i)
@@ -551,7 +553,7 @@ def trace(
     moved = {item[0]: images.sources[found[item]] for item in lost if item in found}
     return found, moved, {item: now.get(item, 'missing') for item in lost if item not in found}
 
-# %% ../nbs/14_distilled.ipynb #e3a726e2
+# %% ../nbs/14_distilled.ipynb #a1d0fa6a
 def _held(path):
     "Pixel hash of an image file; '' where it cannot be read."
     try: return pixel_hash(to_tensor(read_image(path)))
@@ -591,7 +593,7 @@ def _sources_report(manifest, images, workers, progress):
     return {'changed sources': [source for (source, _), now in gone.items() if now != 'missing'],
             'missing sources': [source for (source, _), now in gone.items() if now == 'missing'], 'moved sources': len(moved)}
 
-# %% ../nbs/14_distilled.ipynb #1145d3b7
+# %% ../nbs/14_distilled.ipynb #14514e81
 def _complaint(manifest, images, found, gone):
     "One line that names what changed and what is missing."
     changed = [f'{source} ({content} in the manifest, {now or "unreadable"} here)' for (source, content), now in gone.items() if now != 'missing']
@@ -613,7 +615,7 @@ def locate(
     if gone: raise ValueError(_complaint(manifest, images, found, gone))
     return torch.tensor([[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]), moved
 
-# %% ../nbs/14_distilled.ipynb #946897b8
+# %% ../nbs/14_distilled.ipynb #4d55d16f
 def version_changes(manifest):
     "{library: (version in the manifest, version here)} of those that differ."
     now = versions()
