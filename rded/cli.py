@@ -9,12 +9,12 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'OBSERVER', 'NOTE
            'prepare', 'reproduce', 'report', 'Parser', 'whole', 'several', 'pair', 'setting', 'listed', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #c4a4abcf
+# %% ../nbs/47_cli.ipynb #b2230dd1
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #ef938b06
+# %% ../nbs/47_cli.ipynb #48c2f36e
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -34,7 +34,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #4101538a
+# %% ../nbs/47_cli.ipynb #624e0794
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -52,7 +52,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #fd671236
+# %% ../nbs/47_cli.ipynb #8e8b3dd1
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -62,7 +62,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #35c9ca62
+# %% ../nbs/47_cli.ipynb #1eb467e7
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -83,7 +83,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #715cf0ce
+# %% ../nbs/47_cli.ipynb #0fb24e03
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -104,7 +104,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #3c11a623
+# %% ../nbs/47_cli.ipynb #d71020d6
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -150,7 +150,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #a020fc22
+# %% ../nbs/47_cli.ipynb #de4672d3
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -200,10 +200,10 @@ def verify(args, progress):
     if export.exported(args.set): return _verify_exported(args)
     result = distilled.verify(args.set, args.workers, progress, _sources(args))
     wrong = {k: v for k, v in result.items() if isinstance(v, list) and v}
-    told = '; '.join(f'{len(v)} {k} ({v[0]}{", …" if len(v) > 1 else ""})' for k, v in wrong.items())
+    told = '; '.join(f'{len(v)} {k.replace("_", " ")} ({v[0]}{", …" if len(v) > 1 else ""})' for k, v in wrong.items())
     remedy = 'find the original images' if all(k.endswith('sources') for k in wrong) else 'make it again with `rded rebuild`'
     if wrong: raise Unsound(f'{args.set} is not what its manifest says: {told}: {remedy}', result)
-    moved = result.get('moved sources')
+    moved = result.get('moved_sources')
     print(f"{args.set}: all {result['images']} images are as the manifest says" + (', and so are their sources' if args.data else '') + (f' ({moved} of them moved)' if moved else ''))
     return result
 
@@ -245,7 +245,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #38958760
+# %% ../nbs/47_cli.ipynb #2302dbd9
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -270,7 +270,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
 
-# %% ../nbs/47_cli.ipynb #6de7b81a
+# %% ../nbs/47_cli.ipynb #7c9418a4
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -308,7 +308,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #17efec9e
+# %% ../nbs/47_cli.ipynb #9743537b
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -363,7 +363,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #7e67fbc8
+# %% ../nbs/47_cli.ipynb #bd24359e
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -435,7 +435,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #94138b70
+# %% ../nbs/47_cli.ipynb #2f2f0535
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -485,7 +485,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #053bfab5
+# %% ../nbs/47_cli.ipynb #c5505994
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -580,7 +580,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #371e0bc0
+# %% ../nbs/47_cli.ipynb #e9fcde79
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

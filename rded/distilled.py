@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'PACKED', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 
            'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate', 'version_changes',
            'rebuild', 'compare']
 
-# %% ../nbs/14_distilled.ipynb #4c02ef3c
+# %% ../nbs/14_distilled.ipynb #bdba9de5
 import copy, gzip, json, lzma, os, re, shlex
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -22,7 +22,7 @@ from .files import atomic_dir, atomic_file, digest64, read_json
 from .images import crop_resize, naming, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #e753a5cb
+# %% ../nbs/14_distilled.ipynb #3080e00e
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -61,7 +61,7 @@ def stitch(
         return through_jpeg(stitched, jpeg) if jpeg else stitched
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #077787fa
+# %% ../nbs/14_distilled.ipynb #5f42ffa8
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -76,7 +76,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #bd4d36b6
+# %% ../nbs/14_distilled.ipynb #09fa3afd
 def _short(value):
     "A value as a table shows it: a long text loses its middle."
     text = f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -105,7 +105,7 @@ class Table(list):
         lines = ['  '.join(f'{text:{">" if number else "<"}{width}}' for text, width, number in zip(row, widths, numbers)).rstrip() for row in shown]
         return '\n'.join(lines + [f'… {len(self):,} rows'] * (len(self) > 6))
 
-# %% ../nbs/14_distilled.ipynb #f8091570
+# %% ../nbs/14_distilled.ipynb #447c6949
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -114,7 +114,7 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #f7d51028
+# %% ../nbs/14_distilled.ipynb #0c74518e
 class DistilledSet:
     "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
@@ -176,7 +176,7 @@ class DistilledSet:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #30f575e1
+# %% ../nbs/14_distilled.ipynb #bb37b4f5
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -227,7 +227,7 @@ def assemble(
         broken=sorted(source for source, _ in broken), versions=versions(), environment=dict(environment or {}), images=entries)
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #5f07edf4
+# %% ../nbs/14_distilled.ipynb #d5b70371
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -249,7 +249,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #dc7241b6
+# %% ../nbs/14_distilled.ipynb #b1054e70
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -307,7 +307,7 @@ def _well_formed(image, manifest):
                 and all(len(p['box']) == 4 and all(_counts(v, 0) for v in p['box']) and isinstance(p['source'] + p['content'], str) for p in patches))
     except (KeyError, TypeError): return False
 
-# %% ../nbs/14_distilled.ipynb #c991103a
+# %% ../nbs/14_distilled.ipynb #2e2cbf2a
 def png_bytes(
     x, # uint8 [3,h,w]
 ):
@@ -330,7 +330,7 @@ def save(self, path, workers=0):
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #9be20b0b
+# %% ../nbs/14_distilled.ipynb #7da2bab3
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -368,7 +368,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #936eeb12
+# %% ../nbs/14_distilled.ipynb #bdc25ab5
 def escaped(text):
     "A name as Markdown shows it, in one line."
     text = ''.join(c for c in ' '.join(str(text).split()) if c.isprintable())
@@ -379,7 +379,7 @@ def _list(names, most=10):
     "The first of some names, and how many there are besides."
     return ', '.join(map(escaped, names[:most])) + f' and {len(names) - most} more' * (len(names) > most)
 
-# %% ../nbs/14_distilled.ipynb #ac8c3145
+# %% ../nbs/14_distilled.ipynb #53481ec7
 LICENCES = (  # how the data set's name begins, in lower case without punctuation; the identifier; what its pages say
     ('cifar', 'unknown', 'CIFAR-10 and CIFAR-100 are published without a licence; their images were collected from the web for 80 Million Tiny Images, which its authors have withdrawn.'),
     ('fashionmnist', 'mit', 'Fashion-MNIST is published under the MIT licence.'))
@@ -392,7 +392,7 @@ def licence(manifest):
     known = next((row[1:] for row in LICENCES if name.startswith(row[0])), IMAGENET if manifest and manifest.get('wnids') else None)
     return (known[0], f'If the source is the well-known one that it seems to be: {known[1]}') if known else OWN
 
-# %% ../nbs/14_distilled.ipynb #a90bea6d
+# %% ../nbs/14_distilled.ipynb #31087dc4
 FOLDER = dict(loader='distilled', text="""```python
 from torchvision.datasets import ImageFolder
 images = ImageFolder('images')                                    # labels are the manifest's
@@ -422,7 +422,7 @@ LIMITS = """- The patches are real: people, places and texts that the source ima
 - Every class has the same weight, whatever its share of the source. Labels are the source's, its mistakes included.
 - The set is for training. It is too small and too one-sided to measure anything on."""
 
-# %% ../nbs/14_distilled.ipynb #5164d75d
+# %% ../nbs/14_distilled.ipynb #dd4c832c
 def _known(observer):
     "An observer's name, and in brackets what else is known of it."
     accuracy = None if observer.get('top1') is None else f"{observer['top1']:.2f} % top-1 on validation images"
@@ -464,7 +464,7 @@ def _expected(manifest, results):
     return ("Such sets are made for students that learn from the observer's label of every view they see (region labels). With nothing but the class of an image a student learns much less. "
             f"Compare with random images of the same number (`rded distill --method random-images`): with region labels they can come close.\n\n{measured}")
 
-# %% ../nbs/14_distilled.ipynb #c01e3b40
+# %% ../nbs/14_distilled.ipynb #dfd6a528
 def _terms(manifest, terms):
     "Whose the pixels are."
     known = f'Whoever published this set says: `{terms}`.' if terms else licence(manifest)[1]
@@ -503,7 +503,7 @@ def card(
     about = f'{len(distilled):,} images of {len(distilled.classes):,} classes ({each}), {distilled.size}×{distilled.size} pixels, PNG{stitched}. Classes: {_list(distilled.names)}.'
     return f'# {escaped(title(distilled))}\n\n{about}\n' + ''.join(f'\n## {heading}\n\n{text}\n' for heading, text in _sections(distilled, layout, results, terms))
 
-# %% ../nbs/14_distilled.ipynb #957f5dce
+# %% ../nbs/14_distilled.ipynb #e901935b
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
@@ -511,7 +511,7 @@ def stored_bytes(
     if isinstance(distilled, DistilledSet): return sum(len(png_bytes(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #e1ba25aa
+# %% ../nbs/14_distilled.ipynb #2be639a5
 def _content(images, i):
     "The digest of an image's contents; None where it cannot be read."
     try: return images.content(i)
@@ -553,7 +553,7 @@ def trace(
     moved = {item[0]: images.sources[found[item]] for item in lost if item in found}
     return found, moved, {item: now.get(item, 'missing') for item in lost if item not in found}
 
-# %% ../nbs/14_distilled.ipynb #a1d0fa6a
+# %% ../nbs/14_distilled.ipynb #a2731000
 def _held(path):
     "Pixel hash of an image file; '' where it cannot be read."
     try: return pixel_hash(to_tensor(read_image(path)))
@@ -590,10 +590,10 @@ def verify(
 def _sources_report(manifest, images, workers, progress):
     "Sources that changed, that are missing, and how many moved."
     _, moved, gone = trace(manifest, images, workers, progress)
-    return {'changed sources': [source for (source, _), now in gone.items() if now != 'missing'],
-            'missing sources': [source for (source, _), now in gone.items() if now == 'missing'], 'moved sources': len(moved)}
+    return {'changed_sources': [source for (source, _), now in gone.items() if now != 'missing'],
+            'missing_sources': [source for (source, _), now in gone.items() if now == 'missing'], 'moved_sources': len(moved)}
 
-# %% ../nbs/14_distilled.ipynb #14514e81
+# %% ../nbs/14_distilled.ipynb #10aae7a2
 def _complaint(manifest, images, found, gone):
     "One line that names what changed and what is missing."
     changed = [f'{source} ({content} in the manifest, {now or "unreadable"} here)' for (source, content), now in gone.items() if now != 'missing']
@@ -615,7 +615,7 @@ def locate(
     if gone: raise ValueError(_complaint(manifest, images, found, gone))
     return torch.tensor([[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]), moved
 
-# %% ../nbs/14_distilled.ipynb #4d55d16f
+# %% ../nbs/14_distilled.ipynb #d080e7fd
 def version_changes(manifest):
     "{library: (version in the manifest, version here)} of those that differ."
     now = versions()
@@ -635,6 +635,14 @@ def _difference(x, old, differing, folder):
         if was is not None: apart.append(int((was.int() - x[j].int()).abs().max()))
     return dict(images=len(x), differing=len(differing), compared=len(apart), largest=max(apart) if apart else None if differing else 0)
 
+def _renewed(old, x, moved):
+    "The manifest with the digests of these pixels and the sources where they are now."
+    new = copy.deepcopy(old)
+    for image, pixels in zip(new['images'], x):
+        image['hash'] = pixel_hash(pixels)
+        for p in image['patches']: p['source'] = moved.get(p['source'], p['source'])
+    return new
+
 def rebuild(
     manifest,     # dictionary, or the path of rded.json, compressed or not
     images,       # ImageSet: the split of the data set it was made from
@@ -648,10 +656,7 @@ def rebuild(
     index, moved = locate(old, images, workers, progress)
     box = torch.tensor([[p['box'] for p in image['patches']] for image in old['images']])
     x = stitch(images, index, box, old['settings']['size'], workers, progress, old['settings'].get('jpeg'))
-    new = copy.deepcopy(old)
-    for image, pixels in zip(new['images'], x):
-        image['hash'] = pixel_hash(pixels)
-        for p in image['patches']: p['source'] = moved.get(p['source'], p['source'])
+    new = _renewed(old, x, moved)
     distilled = DistilledSet(x, torch.tensor([image['label'] for image in old['images']]), old['classes'], old.get('wnids'), old.get('names'), new)
     distilled.moved, distilled.differing = moved, [a['file'] for a, b in zip(old['images'], new['images']) if a['hash'] != b['hash']]
     distilled.changes = version_changes(old)

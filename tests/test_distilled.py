@@ -244,12 +244,12 @@ def test_verify_looks_at_the_sources_when_it_has_them(tmp_path, folder, digits):
     made = make(datasets.load(folder, 'train'))
     made.save(tmp_path / 'set')
     whole = verify(tmp_path / 'set', images=datasets.load(folder, 'train'))
-    assert whole['ok'] and whole['changed sources'] == whole['missing sources'] == [] and whole['moved sources'] == 0
+    assert whole['ok'] and whole['changed_sources'] == whole['missing_sources'] == [] and whole['moved_sources'] == 0
     changed, missing, moved = made.patches['source'][:3]
     digits.image(0).rotate(90).save(folder / changed), os.unlink(folder / missing)
     (folder / moved).rename((folder / moved).with_name('moved.png'))
     report = verify(tmp_path / 'set', images=datasets.load(folder, 'train'))
-    assert not report['ok'] and (report['changed sources'], report['missing sources'], report['moved sources']) == ([changed], [missing], 1)
+    assert not report['ok'] and (report['changed_sources'], report['missing_sources'], report['moved_sources']) == ([changed], [missing], 1)
 
 
 def test_saving_is_all_or_nothing(tmp_path, digits, monkeypatch):

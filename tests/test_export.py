@@ -76,6 +76,20 @@ def test_the_cards_lines_open_the_shards(tmp_path, made, monkeypatch):
     assert [y for _, y, _ in names['samples']] == made.y.tolist() and torch.equal(names['small'].x, made.x)
 
 
+@pytest.mark.parametrize('write', [export.webdataset, export.huggingface], ids=['webdataset', 'hf'])
+def test_the_cards_lines_train_on_an_export(tmp_path, monkeypatch, capsys, write):
+    from dataclasses import replace
+    from rded import recipes
+    if write is export.huggingface: pytest.importorskip('pyarrow')
+    write(baselines.random_images(data.load('digits', 'train'), 2, 16), tmp_path / 'out')
+    monkeypatch.chdir(tmp_path / 'out')
+    paper = recipes.paper_training
+    monkeypatch.setattr(recipes, 'paper_training', lambda *args, **more: replace(paper(*args, **more), epochs=1))      # 300 in the card
+    text = next(p for p in (tmp_path / 'out').iterdir() if p.suffix == '.md').read_text()
+    exec(next(c for c in re.findall('```python\n(.*?)```', text, re.S) if 'train_student' in c), {})
+    assert "'top1'" in capsys.readouterr().out
+
+
 def test_the_same_set_gives_the_same_bytes(tmp_path, made, folder):
     for name, one in (('a', made), ('b', DistilledSet.load(folder))):
         export.webdataset(one, tmp_path / name / 'wds', each=4)
