@@ -19,7 +19,7 @@ MAY = {
     'export': 'files images distilled',
     'evidence': 'images models mosaic patches',
     'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
-    'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled',
+    'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled mosaic patches',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'observer distilled', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
