@@ -1,6 +1,7 @@
 # make              set up .venv (once, and again when the dependency lists change)
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
+# make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
 # make clean        remove caches and out/; results, data and .venv stay
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup quickstart test lab export clean
+.PHONY: setup quickstart test lab reproduce export clean
 setup: $(SETUP)
 
 $(SETUP): settings.ini setup.py pyproject.toml
@@ -30,6 +31,10 @@ test: export MPLBACKEND := Agg
 test: $(SETUP)
 	nbdev_test --n_workers 2
 	python -m pytest
+
+TABLE ?= main_table
+reproduce: $(SETUP)
+	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
 
 lab: $(SETUP)
 	$(BIN)/jupyter lab nbs

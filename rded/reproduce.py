@@ -9,16 +9,17 @@ __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'GMACS', 'TR
            'parameters_of', 'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'spell', 'plan', 'obstacle',
            'described', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
 
-# %% ../nbs/44_reproduce.ipynb #217f3202
-import ast, difflib, importlib.util, json, os, re, shutil, subprocess, sys, threading, time
+# %% ../nbs/44_reproduce.ipynb #fc4bf2a7
+import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .files import Log, atomic_file, locked, read_json, write_json
 from .recipes import DATASETS, cell, changed, citable, dataset_of, plain_name, published, tiny
 from .report import Stat, cells, difference, markdown, read_results, stat
 
-# %% ../nbs/44_reproduce.ipynb #ad8ec3ce
+# %% ../nbs/44_reproduce.ipynb #25da0187
 @dataclass(frozen=True)
 class Table:
     "A table of the paper: what it claims, the values of its cells, and the recipe of each."
@@ -26,6 +27,7 @@ class Table:
     cells: tuple        # dicts: values of the notebook's parameters
     recipe: object      # (small, **values) → Recipe
     sources: tuple      # tables of published.csv, the first that has the cell counts
+    open: tuple = ()    # parameters that take any network, beside those of the cells
 
 def _product(**axes):
     "Every combination of the axes' values, the last axis fastest."
@@ -36,7 +38,7 @@ def _main(small, dataset, network, ipc):
     made = cell(dataset, network, ipc)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #2c99f7ed
+# %% ../nbs/44_reproduce.ipynb #7a26efeb
 OBSERVERS = ('resnet18', 'resnet50', 'efficientnet_b0', 'mobilenet_v2', 'vgg11', 'swin_v2_t')
 STUDENTS = (*OBSERVERS, 'resnet101', 'timm:deit_tiny_patch16_224', 'swin_t', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny')
 NAMES = {'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny', 'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
@@ -45,8 +47,8 @@ def cite(arch):
     "The name a table gives a network, those of the follow-ups among them."
     return NAMES.get(plain_name(arch)) or citable(arch)
 
-def _cross(small, observer, student, dataset='ImageNet-1K', ipc=10):
-    observer = cell(dataset, observer, 1).student       # its form for small images, where the data set wants one
+def _cross(small, teacher, student, dataset='ImageNet-1K', ipc=10):
+    observer = cell(dataset, teacher, 1).student       # its form for small images, where the data set wants one
     made = cell(dataset, student, ipc, observer)
     usual = cell(dataset, student, ipc)
     if made.observer != usual.observer:
@@ -54,7 +56,7 @@ def _cross(small, observer, student, dataset='ImageNet-1K', ipc=10):
     if cell(dataset, 'resnet18', ipc).observer_weights: made = replace(made, observer_weights=f'torchvision:{plain_name(observer)}', observer_training=None)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #4cae4e3a
+# %% ../nbs/44_reproduce.ipynb #cfd6b401
 ABLATIONS = {'patches': (1, 4, 9, 16), 'preselect': (50, 100, 300, 600), 'crops': (1, 5, 10, 20), 'labels': ('region', 'fixed', 'hard')}
 
 def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=10):
@@ -67,7 +69,7 @@ def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=1
     made = replace(base, name=f'{base.name}-{axis}{value}', **{field: set_to})
     return replace(made, preselect=max(made.preselect, made.factor ** 2 * made.ipc)) if axis == 'patches' else made
 
-# %% ../nbs/44_reproduce.ipynb #f7452695
+# %% ../nbs/44_reproduce.ipynb #9fc10da3
 def _large(small, dataset, ipc, network='resnet18'):
     made = _main(small, dataset, network, ipc)
     drawn = max(made.preselect, made.factor ** 2 * made.ipc)
@@ -78,8 +80,8 @@ TABLES = {
     'main_table': Table('RDED, Table 2: seven data sets, three networks, three sizes',
                         _product(dataset=tuple(d for d in DATASETS if d != 'ImageNet-10'), network=('convnet', 'resnet18', 'resnet101'), ipc=(1, 10, 50)), _main, ('main_table2',)),
     'imagenet10': Table('ImageNet-10, as the follow-ups report it', _product(dataset=('ImageNet-10',), network=('resnet18', 'resnet101', 'convnet'), ipc=(1, 10, 50)), _main, ('imagenet10',)),
-    'cross_architecture': Table('observers and students of different kinds', _product(dataset=('ImageNet-1K', 'ImageNette'), observer=OBSERVERS, student=STUDENTS, ipc=(10,)), _cross,
-                                ('cross_architecture', 'followup_edc_cross_arch')),
+    'cross_architecture': Table('observers and students of different kinds', _product(dataset=('ImageNet-1K', 'ImageNette'), teacher=OBSERVERS, student=STUDENTS, ipc=(10,)), _cross,
+                                ('cross_architecture', 'followup_edc_cross_arch'), ('teacher', 'student')),
     'ablations': Table('one value of the recipe at a time', tuple(dict(dataset=d, network=n, ipc=10, axis=a, value=v) for d, n in (('ImageNette', 'convnet'), ('CIFAR-10', 'convnet'), ('ImageNet-1K', 'resnet18'))
                                                                   for a, values in ABLATIONS.items() for v in values), _ablation, ('main_table2',)),
     'large_ipc': Table('100 and 200 images a class', _product(dataset=('Tiny-ImageNet', 'ImageNet-1K'), network=('resnet18',), ipc=(100, 200)), _large, ('large_ipc',))}
@@ -107,7 +109,7 @@ def published_for(table, recipe):
         found = published(source, recipe.dataset, recipe.ipc, 'RDED', cite(recipe.observer), cite(recipe.student))
         if found: return found
 
-# %% ../nbs/44_reproduce.ipynb #f9e6533e
+# %% ../nbs/44_reproduce.ipynb #b6c7c178
 def verdict(ours, theirs):
     "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
     if ours is None: return 'not run'
@@ -115,7 +117,7 @@ def verdict(ours, theirs):
     gap, spread = difference(ours, theirs.top1, theirs.std)
     return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
 
-# %% ../nbs/44_reproduce.ipynb #a6cc3fd8
+# %% ../nbs/44_reproduce.ipynb #5973ec97
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -135,6 +137,10 @@ class Job:
         "The results it makes, in the order in which it makes them."
         return [result_file(out, self.recipe, m, s, self.labels) for s in self.seeds for m in self.methods]
 
+    def notebook(self, out):
+        "Its executed notebook."
+        return Path(out, 'notebooks', f'{self.name}.ipynb')
+
     def missing(self, out):
         "The results that are not there; `ValueError` for one that is there and is of other settings."
         return [f for f in self.files(out) if not stands(f, self.recipe, self.labels)]
@@ -153,7 +159,7 @@ def stands(file, recipe, labels='region'):
         if found.get(key) != value: raise ValueError(f'{file} is a result of other settings ({key} {found.get(key)}, now {value}): choose another --out, or remove the file')
     return True
 
-# %% ../nbs/44_reproduce.ipynb #1b8982f1
+# %% ../nbs/44_reproduce.ipynb #568d1abb
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
     if dataset_of(name) == dataset: return 2
@@ -171,7 +177,7 @@ def data_for(recipe, root, download=False):
     if len(best) > 1: raise ValueError(f'--data {root}: {" and ".join(Path(p).name for p in best)} are both {recipe.dataset}: give one of them as --data')
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
-# %% ../nbs/44_reproduce.ipynb #b3328e26
+# %% ../nbs/44_reproduce.ipynb #c7f96c6a
 def observer_file(folder, recipe, data, seed=0):
     "Where the observer of a recipe on these data is kept; None for released weights."
     t = recipe.observer_training
@@ -198,7 +204,7 @@ def shared_observer(
         models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
     return str(file)
 
-# %% ../nbs/44_reproduce.ipynb #d3cc0687
+# %% ../nbs/44_reproduce.ipynb #6b0d8283
 def run_recipe(
     recipe, data,
     out,                        # folder of results, sets and observers
@@ -235,7 +241,7 @@ def _run_fixed(recipe, data, eyes, out, seeds, methods, download, how):
         results.append(read_json(file))
     return results
 
-# %% ../nbs/44_reproduce.ipynb #eb87da9a
+# %% ../nbs/44_reproduce.ipynb #4e315593
 def rows(
     table,          # a name in TABLES
     out,            # folder of results
@@ -246,8 +252,8 @@ def rows(
     "The table as rows (dicts) for `report.markdown`."
     folder = Path(out, 'results')
     found = cells(read_results(folder)) if folder.is_dir() and any(folder.glob('*.json')) else []
-    asked = [*selected(table, only), *(v for v in run if v not in selected(table, only))]
-    return [_row(table, values, recipe_of(table, small, epochs, **values), found) for values in asked]
+    asked = [c for c in table_of(table).cells if all(_plain(c[k]) in map(_plain, v) for k, v in (only or {}).items())]
+    return [_row(table, values, recipe_of(table, small, epochs, **values), found) for values in [*asked, *(v for v in run if v not in asked)]]
 
 def _row(table, values, recipe, found):
     labels = Job(table, values, recipe, (), ()).labels
@@ -255,26 +261,40 @@ def _row(table, values, recipe, found):
     mine = [c for c in found if (c.recipe, c.training) == (recipe.name, training)]
     ours, random = (next((c for c in mine if c.method == m), None) for m in ('rded', 'random-images'))
     theirs, top1 = published_for(table, recipe) if labels == 'region' and recipe.data != 'digits' else None, ours and ours.top1
-    return {**{k: cite(v) if k in ('observer', 'student') else v for k, v in values.items()}, 'ours, last epoch': top1, 'published': theirs,
+    shown = {k: cite(v) if k in ('teacher', 'student') else f'digits for {v}' if k == 'dataset' and recipe.data == 'digits' else v for k, v in values.items()}
+    return {**shown, 'ours, last epoch': top1, 'published': theirs,
             'ours − published': top1 and theirs and difference(top1, theirs.top1, theirs.std), 'random images': random and random.top1,
             'ours, best epoch': ours and stat(r['best_top1'] for r in ours.results), 'validated on': ours and ours.n, 'verdict': verdict(top1, theirs)}
 
+def _plain(value): return re.sub(r'[^a-z0-9:._]', '', str(value).lower())
+
+def _extended(table, only):
+    "The table's cells, and those with networks that `only` names and the table does not have."
+    every = list(table.cells)
+    for key in (k for k in table.open if k in only):
+        known = {_plain(c[key]) for c in every}
+        for name in (v for v in only[key] if _plain(v) not in known):
+            from rded.models import resolve
+            resolve(name)       # ValueError for a network nobody knows
+            every += [dict(c) for c in dict.fromkeys(tuple({**c, key: name}.items()) for c in every)]
+    return every
+
 def selected(table, only=None):
     "The values of the table's cells that `only` ({parameter: [values]}) leaves; `ValueError` for what it does not know."
-    every, plain = table_of(table).cells, lambda v: re.sub(r'[^a-z0-9:.]', '', str(v).lower())
+    every = _extended(table_of(table), only or {})
     for key, values in (only or {}).items():
-        known = {plain(c[key]): c[key] for c in every if key in c}
+        known = {_plain(c[key]): c[key] for c in every if key in c}
         if not known: raise ValueError(f"--only {key}=…: {table} has {', '.join(every[0])}")
-        unknown = [v for v in values if plain(v) not in known]
+        unknown = [v for v in values if _plain(v) not in known]
         if unknown: raise ValueError(f"--only {key}={unknown[0]}: choose from {', '.join(map(str, known.values()))}")
-    return [c for c in every if all(plain(c[k]) in map(plain, v) for k, v in (only or {}).items())]
+    return [c for c in every if all(_plain(c[k]) in map(_plain, v) for k, v in (only or {}).items())]
 
 def sources(table, shown):
     "Where the published numbers of some rows were read, a sentence."
     said = dict.fromkeys(r['published'].source for r in shown if r['published'])
     return f'Published: {"; ".join(said)}.' if said else ''
 
-# %% ../nbs/44_reproduce.ipynb #55855a82
+# %% ../nbs/44_reproduce.ipynb #fa54314c
 def notebook_of(table):
     "The notebook of a table; `ValueError` where the package was installed without its notebooks."
     here = Path(__file__).parent if '__file__' in globals() else Path('rded').resolve()
@@ -301,7 +321,7 @@ def check_parameters(notebook, given):
             raise ValueError(f'{Path(notebook).name}: {name} is {value!r}: give a {wanted.__name__}, as {known[name]!r}')
     return given
 
-# %% ../nbs/44_reproduce.ipynb #1eb8c11f
+# %% ../nbs/44_reproduce.ipynb #7acbc2f0
 GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
@@ -342,7 +362,7 @@ def spell(seconds):
         if seconds >= above: return f'{seconds / length:.1f} {unit}' if unit != 'min' else f'{seconds / 60:.0f} min'
     return f'{seconds:.0f} s'
 
-# %% ../nbs/44_reproduce.ipynb #9a356b03
+# %% ../nbs/44_reproduce.ipynb #0b78f099
 def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, download=False):
     "The table's jobs, in its order."
     return [Job(table, values, r, tuple(methods), tuple(seeds), data_for(r, root, download))
@@ -375,7 +395,9 @@ def described(jobs, out, device='cpu', workers=1, observers=None):
     lines.append(f'{len(jobs)} cells; time left about {spell(total / rate / workers)} on {workers} worker{"s" * (workers > 1)} ({basis}); disk {disk / 1e6:.0f} MB; downloads: {", ".join(sorted(fetched)) or "none"}')
     return lines
 
-# %% ../nbs/44_reproduce.ipynb #a0b50587
+# %% ../nbs/44_reproduce.ipynb #e29da6bd
+def _running(output): return output.with_name(f'.running-{output.name}')
+
 def execute(notebook, output, parameters):
     "Execute a notebook with papermill: {'ok', 'seconds', 'error', 'notebook'}."
     import logging
@@ -383,14 +405,23 @@ def execute(notebook, output, parameters):
     logging.getLogger('papermill').setLevel(logging.ERROR)
     output, start = Path(output), time.time()
     output.parent.mkdir(parents=True, exist_ok=True)
-    running, failed = output.with_name(f'.running-{output.name}'), output.with_suffix('.failed.ipynb')
-    try: papermill.execute_notebook(str(notebook), str(running), parameters, progress_bar=False, kernel_name='python3')
+    running, failed = _running(output), output.with_suffix('.failed.ipynb')
+    try:
+        with _sockets() as sockets: papermill.execute_notebook(str(notebook), str(running), parameters, progress_bar=False, kernel_name='python3', **sockets)
     except papermill.exceptions.PapermillExecutionError as error:
         os.replace(running, failed)
         return {'ok': False, 'seconds': time.time() - start, 'error': ' '.join(f'{error.ename}: {error.evalue}'.split())[:500], 'notebook': str(failed)}
     os.replace(running, output)
     failed.unlink(missing_ok=True)
     return {'ok': True, 'seconds': time.time() - start, 'notebook': str(output)}
+
+@contextmanager
+def _sockets():
+    "Let the kernel talk over sockets in a folder of its own: kernels that start at once may be given the same TCP port, and one of them never answers."
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix='rded-') as folder:
+        own = {'transport': 'ipc', 'connection_file': f'{folder}/k.json', 'ip': f'{folder}/k'}
+        yield {'config': Config({'KernelManager': own})} if os.name == 'posix' and len(folder) < 80 else {}
 
 def _lifeline():
     "Wait until stdin ends; then end this process and all it started."
@@ -404,32 +435,36 @@ def work():
     told = json.loads(sys.stdin.readline())
     threading.Thread(target=_lifeline, daemon=True).start()
     with locked(told['lock']):
-        if all(Path(f).exists() for f in told['files']): answer = {'ok': True, 'seconds': 0, 'notebook': None}
+        if all(Path(f).exists() for f in told['files']) and not _running(Path(told['output'])).exists(): answer = {'ok': True, 'seconds': 0, 'notebook': None}
         else: answer = execute(told['notebook'], told['output'], told['parameters'])
     print('\n' + json.dumps(answer), flush=True)
     os._exit(0)
 
-# %% ../nbs/44_reproduce.ipynb #016d4073
+# %% ../nbs/44_reproduce.ipynb #82a5ea39
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
         self.jobs, self.out, self.devices, self.settings, self.log = deque(jobs), Path(out), devices, settings, log
         self.observers, self.deadline, self.total = Path(observers or self.out / 'observers'), deadline, len(jobs)
-        self.lock, self.training, self.done, self.failed, self.processes, self.stop = threading.Lock(), set(), [], [], set(), False
+        self.lock, self.training, self.done, self.failed, self.processes, self.stop = threading.Condition(), [], [], [], set(), False
         self.record = Log(self.out / 'runs.jsonl')
 
-    def _key(self, job):
+    def needs(self, job):
+        "What no two workers may make at once: the job's observer while it is missing, and its distilled sets."
         file = observer_file(self.observers, job.recipe, job.data)
-        return None if file is None or file.exists() or self.settings.get('observer') else str(file)
+        return {job.recipe.name} | ({str(file)} if file and not file.exists() and not self.settings.get('observer') else set())
 
     def take(self):
-        "The next job, one whose observer nobody is training if there is one; None at the end."
+        "The next job and what it needs alone, waiting while others make it; None at the end."
         with self.lock:
-            if self.stop or not self.jobs or (self.deadline and time.time() > self.deadline): return None
-            free = next((j for j in self.jobs if self._key(j) not in self.training or self._key(j) is None), self.jobs[0])
-            self.jobs.remove(free)
-            self.training.add(self._key(free))
-            return free, self._key(free)
+            while self.jobs and not self.stop and not (self.deadline and time.time() > self.deadline):
+                busy = set().union(*self.training)
+                free = next((j for j in self.jobs if not self.needs(j) & busy), None)
+                if free:
+                    self.jobs.remove(free)
+                    self.training.append(self.needs(free))
+                    return free, self.training[-1]
+                self.lock.wait(1)
 
     def parameters(self, job, device):
         "All that the notebook is given."
@@ -444,20 +479,20 @@ class Runner:
         env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '' if device == 'cpu' else str(device), 'MPLBACKEND': 'Agg'}
         with open(self.out / 'logs' / f'{job.name}.log', 'w') as errors:
             process = subprocess.Popen([sys.executable, '-c', 'from rded.reproduce import work; work()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
-        told = {'notebook': str(notebook_of(job.table).resolve()), 'output': str((self.out / 'notebooks' / f'{job.name}.ipynb').resolve()), 'parameters': self.parameters(job, device),
+        told = {'notebook': str(notebook_of(job.table).resolve()), 'output': str(job.notebook(self.out).resolve()), 'parameters': self.parameters(job, device),
                 'lock': str((self.out / 'logs' / f'{job.name}.lock').resolve()), 'files': [str(f.resolve()) for f in job.files(self.out)]}
         process.stdin.write(json.dumps(told) + '\n')
         process.stdin.flush()
         return process
 
-    def one(self, job, key, device):
+    def one(self, job, device):
         "Do one job and note how it ended."
         amount = sum(work_of(job, self.out, self.observers))
         process = self.start(job, device)
         with self.lock: self.processes.add(process)
         said = process.stdout.read().strip().splitlines()
         process.wait()
-        with self.lock: self.processes.discard(process), self.training.discard(key)
+        with self.lock: self.processes.discard(process)
         try: answer = json.loads(said[-1])
         except (IndexError, ValueError): answer = {'ok': False, 'seconds': 0, 'error': f'the worker ended with status {process.returncode}: see {self.out / "logs" / job.name}.log', 'notebook': None}
         if answer['ok'] and job.missing(self.out): answer.update(ok=False, error=f'{len(job.missing(self.out))} results were not written')
@@ -470,13 +505,15 @@ class Runner:
             rate, _ = rate_of(self.record, 'cpu' if device == 'cpu' else 'cuda')
             left = sum(sum(work_of(j, self.out, self.observers)) for j in self.jobs) / rate / len(self.devices)
             how = f'done in {spell(answer["seconds"])}' if answer['ok'] else f'FAILED: {answer["error"]}'
-            self.log(f'[{len(self.done) + len(self.failed)} of {self.total}] {job.name}: {how}; ' + (f'about {spell(left)} left' if self.jobs else 'none left'))
+            rest = self.total - len(self.done) - len(self.failed)
+            self.log(f'[{self.total - rest} of {self.total}] {job.name}: {how}' + (f'; about {spell(left)} left' if self.jobs else f'; {rest} still running' if rest else ''))
 
     def _loop(self, device):
         while (taken := self.take()) and not self.stop:
-            job, key = taken
-            try: self.one(job, key, device)
+            job, alone = taken
+            try: self.one(job, device)
             except Exception as error: self._note(job, {'ok': False, 'seconds': 0, 'error': f'{type(error).__name__}: {error}'}, 0, device)
+            with self.lock: self.training.remove(alone), self.lock.notify_all()
 
     def run(self):
         "Do all jobs; on an interruption end the workers."
@@ -491,7 +528,7 @@ class Runner:
             raise
         return self
 
-# %% ../nbs/44_reproduce.ipynb #1ef90900
+# %% ../nbs/44_reproduce.ipynb #14589802
 def devices_here(device='auto'):
     "One worker a GPU, or one on the CPU."
     import torch
@@ -528,7 +565,7 @@ def reproduce(
     todo, blocked = _unfinished(jobs, out, log)
     log(f'{table}: {len(jobs)} cells, {len(jobs) - len(todo) - len(blocked)} stand, {len(todo)} to do on {", ".join(map(str, devices))}')
     ran = Runner(todo, out, list(devices), settings, observers, minutes and time.time() + 60 * minutes, log).run()
-    shown = rows(table, out, small, settings.get('epochs', 0), only)
+    shown = rows(table, out, small, settings.get('epochs', 0), only, selected(table, only))
     with atomic_file(Path(out, f'{table}.md')) as file: file.write_text(f'# {table}\n\n{table_of(table).about}\n\n{markdown(shown)}\n{sources(table, shown)}\n', encoding='utf-8')
     failed = [{'cell': j.name, 'error': a['error'], 'notebook': a.get('notebook')} for j, a in ran.failed] + [{'cell': j.name, 'error': why, 'notebook': None} for j, why in blocked]
     return {'table': table, 'cells': len(jobs), 'stood': len(jobs) - len(todo) - len(blocked), 'done': [j.name for j, _ in ran.done], 'failed': failed, 'left': [j.name for j in ran.jobs], 'page': str(Path(out, f'{table}.md'))}
@@ -536,7 +573,7 @@ def reproduce(
 def _unfinished(jobs, out, log):
     "(jobs to do, [(job, why)] that cannot be run), each cell once."
     todo, blocked = {}, []
-    for job in (j for j in jobs if j.missing(out)):
+    for job in (j for j in jobs if j.missing(out) or _running(j.notebook(out)).exists()):    # or it was cut before its end
         why = obstacle(job)
         if why: blocked.append((job, why))
         else: todo.setdefault(job.name, job)

@@ -1,0 +1,291 @@
+"""The runner of the tables: what stands is not done again, what fails is kept and said, and SIGKILL loses no finished result."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rded import reproduce
+from rded.cli import main
+from rded.reproduce import TABLES, Job, Runner, parameters_of, recipe_of
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / 'nbs' / 'reproduce').glob('*.ipynb'))
+SHARED = {'seeds', 'methods', 'tiny', 'epochs', 'data', 'download', 'observer', 'observers', 'device', 'precision', 'workers', 'note', 'out'}
+
+# A notebook that takes no time to import and writes results of the right form; what it is told to do wrong stands in `note`.
+CODE = '''
+import json, os, time
+from pathlib import Path
+(Path(out) / 'seen').mkdir(parents=True, exist_ok=True)
+name = {('CIFAR-10', 'convnet'): ('cifar10-conv3', 'conv3'), ('CIFAR-100', 'convnet'): ('cifar100-conv3', 'conv3')}[dataset, network]
+if note == 'fail' and ipc == 10: raise RuntimeError('the disk\\nis full of eels')
+for seed in seeds:
+    for method in methods:
+        file = Path(out, 'results', f'{name[0]}-ipc{ipc}-{method}-seed{seed}.json')
+        if file.exists(): continue
+        start = time.time()
+        for k in range(6):
+            time.sleep(0.05)
+            (Path(out) / 'seen' / 'beat').write_text(str(time.time()))
+        with open(Path(out) / 'seen' / 'done.txt', 'a') as f: f.write(json.dumps([file.name, os.environ.get('CUDA_VISIBLE_DEVICES'), start, time.time()]) + '\\n')
+        file.parent.mkdir(exist_ok=True)
+        file.with_suffix('.part').write_text(json.dumps({
+            'format': 'rded-result-1', 'recipe': f'{name[0]}-ipc{ipc}', 'dataset': dataset, 'split': 'val', 'n': 10, 'ipc': ipc, 'method': method, 'observer': None, 'student': name[1],
+            'training': 'paper', 'seed': seed, 'top1': 50.0 + seed, 'top5': 90.0, 'best_top1': 51.0 + seed, 'updates': 1, 'images_seen': 1, 'seconds': 1.0, 'peak_memory_mb': None,
+            'bytes': {'images': 1, 'labels': 0, 'observer': 0}, 'curve': [{'epoch': 300, 'top1': 50.0}], 'command': 'x', 'environment': {}, 'commit': None}))
+        os.replace(file.with_suffix('.part'), file)
+'''
+PARAMETERS = ("dataset = 'CIFAR-10'\nnetwork = 'convnet'\nipc = 1\nseeds = [0]\nmethods = ['rded']\ntiny = True\nepochs = 0\ndata = ''\ndownload = False\n"
+              "observer = ''\nobservers = ''\ndevice = 'auto'\nnote = ''\nout = ''\n")
+RUN = '''
+import sys, json
+from pathlib import Path
+from rded import reproduce
+reproduce.notebook_of = lambda table: Path(sys.argv[1]) / 'fake.ipynb'
+reproduce._silent, told = None, json.loads(sys.argv[2])
+said = reproduce.reproduce('main_table', sys.argv[1] + '/data', sys.argv[1] + '/out', told.pop('only'), **told, log=lambda t: print(t, flush=True))
+print('END ' + json.dumps(said), flush=True)
+'''
+
+
+@pytest.fixture
+def fake(tmp_path):
+    "A folder with the light notebook and two data sets."
+    import nbformat
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={'tags': ['parameters']}), nbformat.v4.new_code_cell(CODE)]
+    spec = {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), tmp_path / 'fake.ipynb')
+    for name in ('cifar10', 'cifar100'): (tmp_path / 'data' / name / 'train').mkdir(parents=True)
+    return tmp_path
+
+
+def start(fake, **told):
+    told = {'only': {'dataset': ['CIFAR-10'], 'network': ['convnet']}, 'seeds': [0, 1], 'methods': ['rded'], **told}
+    return subprocess.Popen([sys.executable, '-c', RUN, str(fake), json.dumps(told)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(fake, **told):
+    out, err = start(fake, **told).communicate(timeout=240)
+    assert 'END ' in out, out + err
+    return json.loads(out.split('END ')[1]), out
+
+
+def done(fake):
+    file = fake / 'out' / 'seen' / 'done.txt'
+    return [json.loads(l) for l in file.read_text().splitlines()] if file.exists() else []
+
+
+def results(fake): return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (fake / 'out' / 'results').glob('*.json')}
+
+
+def wait_for(test, seconds=90):
+    end = time.time() + seconds
+    while not test():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+# the runner
+
+def test_a_table_is_run_and_not_run_again(fake):
+    said, out = finish(fake)
+    assert (said['cells'], said['stood'], len(said['done']), said['failed']) == (3, 0, 3, [])
+    assert len(results(fake)) == 6 and '[1 of 3] cifar10-conv3-ipc1: done in' in out and 'left' in out
+    assert sorted(p.name for p in (fake / 'out' / 'notebooks').iterdir()) == [f'cifar10-conv3-ipc{i}.ipynb' for i in (1, 10, 50)]
+    page = (fake / 'out' / 'main_table.md').read_text()
+    assert '| CIFAR-10 | convnet | 10 | 50.50 ± 0.71 (2) | 50.2 ± 0.3 |' in page and 'reproduced' in page
+    before = results(fake)
+    again, _ = finish(fake)
+    assert (again["stood"], again["done"]) == (3, []) and results(fake) == before and len(done(fake)) == 6
+    more, _ = finish(fake, seeds=[0, 1, 2])                            # one seed more: only that
+    assert len(more['done']) == 3 and len(done(fake)) == 9
+
+
+@pytest.mark.parametrize('finished', [0, 1, 2])
+def test_killed_between_and_inside_cells_nothing_finished_is_lost(fake, finished):
+    two = {'only': {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1, 10]}}
+    process = start(fake, **two)
+    wait_for(lambda: len(done(fake)) >= finished and (fake / 'out' / 'seen' / 'beat').exists())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = results(fake)
+    time.sleep(1.0)                                                    # its worker and kernel end with it
+    beat = (fake / 'out' / 'seen' / 'beat').read_text()
+    time.sleep(0.7)
+    assert (fake / 'out' / 'seen' / 'beat').read_text() == beat
+    kept = results(fake)
+    assert before.items() <= kept.items()
+    said, _ = finish(fake, **two)
+    assert said['failed'] == [] and len(results(fake)) == 4 and kept.items() <= results(fake).items()
+    names = [name for name, *_ in done(fake)]
+    assert len(names) <= len(set(names)) + 1                           # at most the one that was cut is done twice
+    assert not list((fake / 'out' / 'notebooks').glob('.running-*'))
+
+
+def test_a_failed_cell_is_kept_and_the_rest_goes_on(fake):
+    said, out = finish(fake, settings={'note': 'fail'})
+    assert [f['cell'] for f in said['failed']] == ['cifar10-conv3-ipc10'] and len(said['done']) == 2
+    assert said['failed'][0]['error'] == 'RuntimeError: the disk is full of eels' and 'FAILED: RuntimeError' in out
+    kept = json.loads(Path(said['failed'][0]['notebook']).read_text())
+    assert kept and Path(said['failed'][0]['notebook']).name == 'cifar10-conv3-ipc10.failed.ipynb'
+    again, _ = finish(fake)
+    assert again['failed'] == [] and again['stood'] == 2 and not (fake / 'out' / 'notebooks' / 'cifar10-conv3-ipc10.failed.ipynb').exists()
+
+
+def test_devices_side_by_side(fake):
+    said, _ = finish(fake, devices=['0', '1'], only={'network': ['convnet'], 'dataset': ['CIFAR-10', 'CIFAR-100'], 'ipc': [1]}, seeds=[0, 1, 2, 3])
+    assert said['failed'] == []
+    rows = done(fake)
+    assert {device for _, device, *_ in rows} == {'0', '1'}
+    first, second = ([(a, b) for _, d, a, b in rows if d == device] for device in '01')
+    assert max(first[0][0], second[0][0]) < min(first[-1][1], second[-1][1])      # at the same time
+
+
+def test_two_runners_on_one_folder_do_no_cell_twice(fake):
+    one, two = start(fake), start(fake)
+    for process in (one, two):
+        out, err = process.communicate(timeout=240)
+        assert 'END ' in out and json.loads(out.split('END ')[1])['failed'] == [], out + err
+    names = [name for name, *_ in done(fake)]
+    assert len(names) == len(set(names)) == 6
+
+
+def test_no_cell_is_started_after_the_minutes(fake):
+    said, _ = finish(fake, minutes=1e-9)
+    assert said['done'] == [] and len(said['left']) == 3
+
+
+def test_workers_that_want_the_same_things_wait(tmp_path):
+    values = [dict(dataset='CIFAR-10', network=n, ipc=i) for n, i in (('convnet', 1), ('convnet', 10), ('resnet18', 1))]
+    jobs = [Job('main_table', v, recipe_of('main_table', **v), ('rded',), (0,), str(tmp_path)) for v in values]
+    runner = Runner(jobs, tmp_path, ['cpu', 'cpu'], {})
+    (first, _), (second, _) = runner.take(), runner.take()
+    assert (first.name, second.name) == ('cifar10-conv3-ipc1', 'cifar10-resnet18-ipc1')
+    runner = Runner(jobs, tmp_path, ['cpu', 'cpu'], {})
+    runner.observers.mkdir()
+    reproduce.observer_file(runner.observers, jobs[0].recipe, str(tmp_path)).touch()      # there already: no need to wait
+    assert [runner.take()[0].name for _ in range(2)] == ['cifar10-conv3-ipc1', 'cifar10-conv3-ipc10']
+    labels = [dict(dataset='CIFAR-10', network='convnet', ipc=10, axis='labels', value=v) for v in ('region', 'hard')]
+    jobs = [Job('ablations', v, recipe_of('ablations', **v), ('rded',), (0,), str(tmp_path)) for v in labels]
+    assert [j.name for j in jobs] == ['cifar10-conv3-ipc10', 'cifar10-conv3-ipc10-hard']
+    runner = Runner(jobs, tmp_path, ['cpu', 'cpu'], {}, deadline=time.time() + 1.5)
+    assert runner.take()[0] == jobs[0] and runner.take() is None      # they share their distilled sets
+
+
+def test_two_processes_train_an_observer_once(tmp_path):
+    code = '''
+import sys, time
+from rded import models, observer, reproduce
+def slow(images, val, arch, size, *args, **how):
+    print('trained', flush=True)
+    time.sleep(1)
+    return models.build(arch, 10, size, images.classes)
+observer.train_observer = slow
+print(reproduce.shared_observer(reproduce.recipe_of('main_table', True, dataset='CIFAR-10', network='convnet', ipc=1), 'digits', sys.argv[1]))
+'''
+    both = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [p.communicate(timeout=120)[0].splitlines() for p in both]
+    assert sum('trained' in s for s in said) == 1 and said[0][-1] == said[1][-1] and Path(said[0][-1]).is_file()
+
+
+# what is refused, in one line and before anything runs
+
+@pytest.mark.parametrize('argv, words', [
+    (['main_tabel', '--tiny'], 'did you mean main_table'),
+    (['main_table'], '--data ROOT is needed'),
+    (['main_table', '--tiny', '--set', 'epoch=3'], "main_table.ipynb has no parameter 'epoch': did you mean epochs?"),
+    (['main_table', '--tiny', '--set', 'epochs=three'], "epochs is 'three': give a int"),
+    (['main_table', '--tiny', '--set', 'seeds=1'], 'give it as --seeds'),
+    (['main_table', '--tiny', '--set', 'ipc=1'], 'give it as --only'),
+    (['main_table', '--tiny', '--only', 'ipc'], 'give key=value'),
+    (['main_table', '--tiny', '--only', 'ipc=3'], '--only ipc=3: choose from 1, 10, 50'),
+    (['main_table', '--tiny', '--only', 'net=conv3'], 'main_table has dataset, network, ipc'),
+    (['main_table', '--data', 'nowhere'], 'no such folder'),
+    (['main_table', '--tiny', '--devices', 'gpu0'], 'give GPU numbers or cpu'),
+    (['main_table', '--tiny', '--seeds', '0,0'], 'different values')])
+def test_one_line_for_what_is_refused(argv, words, tmp_path, capsys):
+    out = ['--out', str(tmp_path / 'out'), '--devices', 'cpu'] if '--devices' not in argv else ['--out', str(tmp_path / 'out')]
+    assert main(['reproduce', *argv, *out]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count('\n') == 1, err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_without_papermill_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(reproduce.importlib.util, 'find_spec', lambda name: None)
+    assert main(['reproduce', 'main_table', '--tiny', '--out', str(tmp_path / 'out')]) == 2
+    assert capsys.readouterr().err == "rded: `rded reproduce` needs papermill: pip install 'rded[notebooks]'\n"
+
+
+def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
+    finish(fake, only={'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, seeds=[0])
+    job = reproduce.plan('main_table', fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0], ['rded'], epochs=7)[0]
+    with pytest.raises(ValueError, match='is a result of other settings .training paper, now paper, epochs 7.: choose another --out'): job.missing(fake / 'out')
+
+
+def test_dry_run_says_the_plan_and_makes_nothing(fake, capsys):
+    argv = ['reproduce', 'main_table', '--data', str(fake / 'data'), '--only', 'network=convnet,dataset=CIFAR-10,dataset=Tiny-ImageNet', '--out', str(fake / 'out'), '--devices', 'cpu', '--dry-run']
+    assert main([*argv, '--json', str(fake / 'plan.json')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and 'cifar10-conv3-ipc1 ' in lines[0] and '6 of 6 to do' in lines[0] and 'its observer' in lines[0] and 'its observer' not in lines[1]
+    assert 'cannot be run: Tiny-ImageNet was not found under --data' in lines[3]
+    assert 'a guess of 100 GMAC/s for cpu' in lines[-1] and 'disk' in lines[-1] and 'downloads: none' in lines[-1]
+    assert len(json.loads((fake / 'plan.json').read_text())['cells']) == 6 and not (fake / 'out').exists()
+    assert main([*argv, '--download']) == 0 and 'downloads: none' in capsys.readouterr().out
+
+
+def test_the_estimate_learns(tmp_path):
+    log = reproduce.Log(tmp_path / 'runs.jsonl')
+    assert reproduce.rate_of(log, 'cpu') == (100.0, 0)
+    for seconds in (10, 20, 40): log.append({'device': 'cpu', 'ok': True, 'work': 1000.0, 'seconds': seconds})
+    log.append({'device': 'cpu', 'ok': False, 'work': 1000.0, 'seconds': 1})
+    assert reproduce.rate_of(log, 'cpu') == (50.0, 3) and reproduce.rate_of(log, 'cuda')[1] == 0
+
+
+# notebooks, parameters and recipes
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem in TABLES], ids=lambda p: p.stem)
+def test_parameters_and_recipes_agree(path):
+    found, cells = parameters_of(path), TABLES[path.stem].cells
+    assert set(found) == SHARED | set(cells[0])
+    assert found['tiny'] is True and found['device'] == 'auto' and found['out'] == '' and found['seeds'] == [0]
+    assert {k: found[k] for k in cells[0]} in cells
+    for values in cells:
+        r, s = recipe_of(path.stem, **values), recipe_of(path.stem, True, **values)
+        assert r.dataset == values['dataset'] and s.data == 'digits' and s.training.epochs == 2
+        assert s.factor ** 2 * s.ipc <= s.preselect
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem in TABLES], ids=lambda p: p.stem)
+def test_papermill_reads_the_same_parameters(path):
+    import papermill
+    told = papermill.inspect_notebook(str(path))
+    assert {k: eval(v['default']) for k, v in told.items()} == parameters_of(path)
+    assert all(v['help'] for v in told.values()), 'a trailing comment for each'
+
+
+@pytest.mark.parametrize('table', TABLES)
+def test_names_of_cells_are_unique_or_the_same_recipe(table):
+    made = {}
+    for values in TABLES[table].cells:
+        job = Job(table, values, recipe_of(table, **values), (), ())
+        assert made.setdefault(job.name, job.recipe) == job.recipe
+
+
+def test_every_table_has_its_notebook(): assert {p.stem for p in NOTEBOOKS} >= set(TABLES)
+
+
+@pytest.mark.slow
+def test_a_cell_from_the_command_line(tmp_path, capsys):
+    argv = ['reproduce', 'main_table', '--tiny', '--only', 'dataset=CIFAR-10,network=convnet,ipc=1', '--seeds', '0', '--out', str(tmp_path / 'out'), '--devices', 'cpu']
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    assert 'digits for CIFAR-10' in said.out and '[1 of 1]' in said.err
+    names = sorted(p.name for p in (tmp_path / 'out' / 'results').iterdir())
+    assert names == ['cifar10-conv3-ipc1-tiny-random-images-seed0.json', 'cifar10-conv3-ipc1-tiny-rded-seed0.json']
+    assert main(argv) == 0 and '1 stand, 0 to do' in capsys.readouterr().err
