@@ -6,17 +6,19 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'CANDIDATES', 'PAYS', 'CHUNK_PIXELS', 'ConvNet',
            'small_image_resnet', 'torchvision_names', 'timm_names', 'own_names', 'resolve', 'default_size',
            'build_body', 'torchvision_body', 'timm_body', 'normalisation', 'Network', 'last_linear', 'build', 'save',
-           'load_safetensors', 'shapes', 'unwrap', 'outline', 'recognise', 'load_checkpoint', 'imagenet_classes',
-           'released', 'released_torchvision', 'released_timm', 'load', 'pick_device', 'side_by_side', 'bfloat16_pays',
-           'pick_precision', 'reckoning', 'in_bfloat16', 'keep_freed_memory', 'predict']
+           'load_safetensors', 'shapes', 'our_key', 'unwrap', 'outline', 'recognise', 'load_checkpoint',
+           'imagenet_classes', 'released', 'released_torchvision', 'released_timm', 'load', 'pick_device',
+           'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'in_bfloat16', 'keep_freed_memory',
+           'predict']
 
-# %% ../nbs/04_models.ipynb #b38a1602
+# %% ../nbs/04_models.ipynb #a0212410
 import copy
 import ctypes
 import difflib
 import re
 import time
 import warnings
+from argparse import Namespace
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -28,7 +30,7 @@ from torch import nn
 
 from .files import load_tensors, save_tensors
 
-# %% ../nbs/04_models.ipynb #fff86fec
+# %% ../nbs/04_models.ipynb #b373d0a5
 class ConvNet(nn.Module):
     "Conv-D of the dataset-distillation literature: `depth` blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 average pool."
     def __init__(self,
@@ -46,7 +48,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x): return self.classifier(self.features(x).flatten(1))
 
-# %% ../nbs/04_models.ipynb #d860d6bc
+# %% ../nbs/04_models.ipynb #8a1fe20f
 def small_image_resnet(
     name: str,         # resnet18, resnet34, resnet50, resnet101 …
     num_classes: int
@@ -59,7 +61,7 @@ def small_image_resnet(
     net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/04_models.ipynb #5173bbb5
+# %% ../nbs/04_models.ipynb #1d47660d
 @lru_cache
 def torchvision_names() -> tuple:
     "Names of torchvision's image classifiers."
@@ -76,7 +78,7 @@ def own_names() -> tuple:
     "Names this page defines."
     return tuple(f'conv{d}' for d in range(1, 9)) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
 
-# %% ../nbs/04_models.ipynb #e9bc1022
+# %% ../nbs/04_models.ipynb #c0d642ca
 def resolve(
     name: str  # as a user writes it: 'conv3', 'resnet18', 'timm:vit_tiny_patch16_224', 'resnet50@IMAGENET1K_V2'
 ) -> tuple:    # (family, name): family is 'own', 'torchvision' or 'timm'
@@ -91,7 +93,7 @@ def resolve(
     close = difflib.get_close_matches(rest, everything, n=4, cutoff=0.5)
     raise ValueError(f'unknown model {name!r}' + (f': did you mean {", ".join(close)}?' if close else ': use conv3 … conv6, resnet18_modified, or a torchvision or timm name'))
 
-# %% ../nbs/04_models.ipynb #84e8acd9
+# %% ../nbs/04_models.ipynb #29984072
 def default_size(
     name: str  # an architecture
 ) -> int:      # pixels
@@ -123,7 +125,7 @@ def timm_body(name, num_classes, size, pretrained=False):
     extra = {'img_size': size} if config is not None and config.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **extra)
 
-# %% ../nbs/04_models.ipynb #0b70d6c2
+# %% ../nbs/04_models.ipynb #1dacf028
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALISATIONS = {'imagenet': (IMAGENET_MEAN, IMAGENET_STD), 'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 'none': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
@@ -178,7 +180,7 @@ def last_linear(body: nn.Module) -> nn.Linear:
     if not linears: raise ValueError(f'{type(body).__name__} has no linear layer to read features from')
     return linears[-1]
 
-# %% ../nbs/04_models.ipynb #36b45a50
+# %% ../nbs/04_models.ipynb #86ab09bc
 def build(
     name: str,           # an architecture of the registry
     num_classes: int,    # at least 2
@@ -197,7 +199,7 @@ def build(
     except (AssertionError, TypeError) as e: raise ValueError(f'{name} cannot be built for {size} px images: {e}') from e
     return Network(body, name, num_classes, size, classes, wnids, mean, std, info)
 
-# %% ../nbs/04_models.ipynb #25df6364
+# %% ../nbs/04_models.ipynb #2c0e5643
 FORMAT = 'rded-network-1'
 
 def save(
@@ -220,19 +222,23 @@ def load_safetensors(path) -> Network:
     except RuntimeError as e: raise ValueError(f'{path} does not hold the weights of {about["arch"]} that its header announces: {str(e).splitlines()[-1].strip()}') from e
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #cc7e3a5f
+# %% ../nbs/04_models.ipynb #05353415
 CANDIDATES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2', 'efficientnet_b0', 'vgg11', 'vgg11_bn', 'alexnet',
               'shufflenet_v2_x0_5', 'shufflenet_v2_x1_0', 'swin_t', 'swin_v2_t', 'vit_b_16', 'convnext_tiny', 'regnet_y_400mf')
 
 def shapes(state: dict) -> dict:
     return {k: tuple(v.shape) for k, v in state.items() if not k.endswith('num_batches_tracked')}
 
+def our_key(key: str) -> str:
+    "A tensor's name in our ConvNet for its name in the published one, which lists convolutions and norms apart; others as they are."
+    return re.sub(r'^layers\.(conv|norm)\.(\d+)\.', lambda m: f"features.{4 * int(m[2]) + (m[1] == 'norm')}.", key)
+
 def unwrap(state: dict, path) -> dict:
     "The state dict inside a checkpoint: under 'model' or 'state_dict', without the prefix of DataParallel."
     for key in ('model', 'state_dict'):
         if isinstance(state.get(key), dict): state = state[key]
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()): raise ValueError(f'{path} holds no state dict: expected tensors by name, bare or under "model"')
-    return {k.removeprefix('module.'): v for k, v in state.items()}
+    return {our_key(k.removeprefix('module.')): v for k, v in state.items()}
 
 def outline(name, num_classes):
     "The network without its weights, where it can be built so."
@@ -259,7 +265,7 @@ def recognise(
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')
 
-# %% ../nbs/04_models.ipynb #1d6027aa
+# %% ../nbs/04_models.ipynb #d6ac0d8f
 def load_checkpoint(
     path,              # a .pth, .pt, .bin or .tar file of torch.save
     classes=None, wnids=None,
@@ -267,16 +273,16 @@ def load_checkpoint(
 ) -> Network:
     "A state dict from elsewhere, read with `weights_only=True`: a file that wants to run code is refused."
     try:
-        with warnings.catch_warnings(action='ignore'): state = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings(action='ignore'), torch.serialization.safe_globals([Namespace]): state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{path} cannot be read as plain weights ({type(e).__name__}): only tensors are accepted, no pickled objects') from e
     state = unwrap(state if isinstance(state, dict) else {}, path)
     arch, num_classes, found = recognise(state, path)
     if classes is not None and len(classes) != num_classes: raise ValueError(f'{path} is a network of {num_classes} classes, the data has {len(classes)}')
-    net = build(arch, num_classes, found or size, classes, wnids)
+    net = build(arch, num_classes, size or found if arch.endswith('_modified') else found or size, classes, wnids)  # those take any size
     net.body.load_state_dict(state, strict=False)  # only num_batches_tracked may be absent
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #04b926ff
+# %% ../nbs/04_models.ipynb #e50beaa7
 @lru_cache
 def imagenet_classes() -> tuple:
     "(WordNet ids, names) of ImageNet-1K in the order every released network uses."
@@ -314,7 +320,7 @@ def released_timm(name, tag, size):
     body = timm_body(full, config.num_classes, size or config.input_size[-1], pretrained=True)
     return body, config.mean, config.std, config.input_size[-1]
 
-# %% ../nbs/04_models.ipynb #45ca057c
+# %% ../nbs/04_models.ipynb #e204caa9
 def load(
     source,            # a .safetensors file, a .pth state dict, or a timm or torchvision name with weights
     classes=None,      # names to attach where the file has none
@@ -338,7 +344,7 @@ def pick_device(
     if name == 'cuda' and not torch.cuda.is_available(): raise ValueError('no CUDA device here: use --device cpu or auto')
     return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# %% ../nbs/04_models.ipynb #31692725
+# %% ../nbs/04_models.ipynb #91b8dc97
 def side_by_side(
     function,
     items,          # any iterable; taken up as needed
@@ -358,7 +364,7 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(count)
 
-# %% ../nbs/04_models.ipynb #adef1cc3
+# %% ../nbs/04_models.ipynb #33615ae6
 PAYS = 1.3  # times as fast, at least
 
 @torch.inference_mode()
@@ -400,7 +406,7 @@ def in_bfloat16(net: Network) -> Network:
         if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(torch.bfloat16)
     return half
 
-# %% ../nbs/04_models.ipynb #26d6d017
+# %% ../nbs/04_models.ipynb #d101a29b
 def keep_freed_memory() -> bool:
     "Ask glibc to keep freed memory for the next batch, in this whole process; False where there is no glibc to ask."
     threshold, trim = -3, -1   # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of mallopt(3)
@@ -408,7 +414,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError): return False
     return bool(mallopt(threshold, 2 ** 30) and mallopt(trim, 2 ** 31 - 1))
 
-# %% ../nbs/04_models.ipynb #4a85f2cf
+# %% ../nbs/04_models.ipynb #173a74aa
 CHUNK_PIXELS = 2 ** 16  # of the images that a CPU thread takes at once, about
 
 @torch.inference_mode()
