@@ -155,8 +155,10 @@ def test_every_option_of_the_design_is_understood():
         export --distilled d --format hf --each 500 --results d --license mit --out d
         export --distilled d --format manifest --out f
         info d
+        relabel --distilled d --observer a,b --epochs 3 --training paper --batch-size 4 --keep top10+10% --out d
         train --distilled d --observer o --student s --training paper --epochs 1 --batch-size 2 --val d --out f
         train --distilled d --hard --student s --val d --out f
+        train --distilled d --labels d --student s --val d --out f
         evaluate --model f --data d
         recipes
         recipes n
