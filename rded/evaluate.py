@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['top_k', 'evaluate', 'mean_std', 'paired_difference']
 
-# %% ../nbs/23_evaluate.ipynb #918920a9
+# %% ../nbs/23_evaluate.ipynb #74301980
 import math
 
 import torch
 
 from .models import predict
 
-# %% ../nbs/23_evaluate.ipynb #5b60438c
+# %% ../nbs/23_evaluate.ipynb #fc4d513e
 def top_k(
     logits: torch.Tensor,  # [n, C]
     y: torch.Tensor,       # LongTensor [n]
@@ -25,7 +25,7 @@ def top_k(
     right = ((k - larger) / (ties + 1)).clamp(0, 1)
     return right.double().mean().item() * 100
 
-# %% ../nbs/23_evaluate.ipynb #d17c02e7
+# %% ../nbs/23_evaluate.ipynb #3c12c04e
 def evaluate(
     net,                    # a Network or Observer
     images,                 # ImageSet: every image counts
@@ -33,18 +33,19 @@ def evaluate(
     workers: int = 0,       # decoding threads
     device: str = 'cpu',
     columns=None,           # LongTensor [C]: the network's logit of each class of the images; the same order where None
-    progress=None
+    progress=None,
+    precision: str = 'float32'
 ) -> dict:                  # top1, top5 (percent), n
     "Accuracy on whole images; a broken image is an error that names it."
     was_training = getattr(net, 'training', False)
     if was_training: net.eval()
-    logits = predict(net, images, batch, workers, device, progress)
+    logits = predict(net, images, batch, workers, device, progress, precision)
     if was_training: net.train()
     if columns is not None: logits = logits[:, columns]
     if logits.shape[1] != len(images.classes): raise ValueError(f'the network has {logits.shape[1]} classes, {images.name} has {len(images.classes)}: evaluate it on its own classes')
     return {'top1': round(top_k(logits, images.y, 1), 4), 'top5': round(top_k(logits, images.y, min(5, logits.shape[1])), 4), 'n': len(images)}
 
-# %% ../nbs/23_evaluate.ipynb #4a60a032
+# %% ../nbs/23_evaluate.ipynb #5197874d
 def mean_std(
     values  # accuracies, one a seed
 ) -> tuple: # (mean, sample standard deviation; nan for a single value)

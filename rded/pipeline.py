@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'train_set', 'result', 'method_of',
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished',
            'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #f1338216
+# %% ../nbs/41_pipeline.ipynb #3a2689e8
 import platform
 import subprocess
 import sys
@@ -27,7 +27,7 @@ from .score import choose, score_images
 from .select import looks_at
 from .student import train_student
 
-# %% ../nbs/41_pipeline.ipynb #baca8ccb
+# %% ../nbs/41_pipeline.ipynb #84a4ae28
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -48,7 +48,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #aa9a0760
+# %% ../nbs/41_pipeline.ipynb #1ed698a4
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -66,7 +66,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #d2e654bb
+# %% ../nbs/41_pipeline.ipynb #8714fd1b
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -78,25 +78,25 @@ def train_set(
     labels=None,           # StoredLabels, FixedLabels or any other, in place of the observer's live ones
     recipe=None,           # Recipe this belongs to; its data set's published numbers are then comparable
     command: str = 'rded.pipeline.train_set', note: str = None,  # told beside the number
-    device: str = 'cpu', batch: int = 512, workers: int = 0, precision: str = 'float32', progress=None, log=None
+    device: str = 'cpu', batch: int = 512, workers: int = 0, precision: str = 'auto', compiled: bool = False, progress=None, log=None
 ) -> tuple:                # (network, result)
     "Train one student on a set and evaluate it; its network and its result."
-    classes = len(distilled.classes)
+    classes, precision = len(distilled.classes), models.pick_precision(precision, device)
     mean, std = models.normalisation(training.normalisation)
     net = models.build(student, classes, distilled.size, distilled.classes, distilled.wnids, mean, std, seed=seed)
     columns = match_columns(net, val)
     def look(net):
-        found = evaluate(net, val, batch, workers, device, columns)
+        found = evaluate(net, val, batch, workers, device, columns, precision=precision)
         return {'top1': found['top1'], 'top5': found['top5']}
-    labels = labels or (LiveLabels(observer) if observer else HardLabels(classes))
-    history = train_student(net, distilled, labels, training, seed, look, device, precision, progress, log)
+    labels = labels or (LiveLabels(observer.in_bfloat16() if precision == 'bfloat16' else observer) if observer else HardLabels(classes))
+    history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress, log)
     net.info = {'top1': history.last['top1'], 'trained_on': method_of(distilled), 'seed': seed}
     cell = {'recipe': recipe.name if recipe else 'own', 'dataset': cited(recipe, val) if recipe else val.name, 'data': val.name, 'split': val.split, 'n': len(val),
             'ipc': distilled.ipc or len(distilled) // classes, 'method': method_of(distilled), 'observer': describe(getattr(labels, 'observer', None)), 'student': student,
             'training': trained_with(training, labels), 'labels': labels.name, 'seed': seed}
     live = getattr(labels, 'observer', None) if labels.kind == 'live' else None  # others need no observer any more
-    sizes = {'images': stored_bytes(distilled), 'labels': getattr(labels, 'bytes', 0), 'observer': weight_bytes(live)}
-    return net, result(cell, history, sizes, {**environment(device), 'precision': precision}, command, note)
+    sizes = {'images': stored_bytes(distilled), 'labels': getattr(labels, 'bytes', 0), 'observer': weight_bytes((observer or live) if live else None)}
+    return net, result(cell, history, sizes, {**environment(device), 'precision': precision, **({'warm_up': round(history.warm_up, 1)} if compiled else {})}, command, note)
 
 def result(cell, history, sizes, where, command, note=None) -> dict:
     "The JSON of one seed: accuracies in percent, seconds of training, sizes in bytes."
@@ -124,7 +124,7 @@ def describe(observer):
     if isinstance(observer, dict): return observer
     return {'name': observer.name, 'arch': observer.arch, 'sha256': observer.sha256, 'top1': observer.top1} if observer else None
 
-# %% ../nbs/41_pipeline.ipynb #baf3faf8
+# %% ../nbs/41_pipeline.ipynb #89304a4d
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -154,7 +154,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #61059b45
+# %% ../nbs/41_pipeline.ipynb #5dd5b854
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
@@ -166,7 +166,7 @@ def run(
     hard=False,                 # train with hard labels
     check=True,                 # of the class order
     download=False,
-    device: str = 'cpu', batch: int = 1024, workers: int = 2, precision: str = 'float32',
+    device: str = 'cpu', batch: int = 1024, workers: int = 2, precision: str = 'auto',
     command: str = 'rded.pipeline.run', note: str = None,
     progress=None, log=print
 ) -> list:                      # results, one a cell

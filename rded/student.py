@@ -6,19 +6,19 @@
 __all__ = ['learning_rate', 'make_optimizer', 'move_batchnorm', 'History', 'train_student', 'is_evaluated', 'views_and_targets',
            'train_epoch', 'step']
 
-# %% ../nbs/22_student.ipynb #2bd7b4de
+# %% ../nbs/22_student.ipynb #95b6aa5c
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from .labels import hard_loss, soft_loss
+from .models import pick_precision, reckoning
 from .views import apply_views, draw_epoch
 
-# %% ../nbs/22_student.ipynb #d3002b8e
+# %% ../nbs/22_student.ipynb #c290baa1
 def learning_rate(
     training,   # with lr, epochs, schedule, stretch
     epoch: int  # from 0
@@ -28,7 +28,7 @@ def learning_rate(
     if training.schedule != 'cosine': raise ValueError(f"unknown schedule {training.schedule!r}: use 'cosine' or 'constant'")
     return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / (training.stretch * training.epochs)))
 
-# %% ../nbs/22_student.ipynb #edd86594
+# %% ../nbs/22_student.ipynb #e2ff4d6e
 def make_optimizer(
     net: nn.Module,
     training        # with optimizer, lr, betas, weight_decay, decay_vectors
@@ -38,9 +38,9 @@ def make_optimizer(
     trained = [p for p in net.parameters() if p.requires_grad]
     groups = [{'params': [p for p in trained if p.ndim > 1], 'weight_decay': training.weight_decay},
               {'params': [p for p in trained if p.ndim <= 1], 'weight_decay': training.weight_decay if training.decay_vectors else 0.0}]
-    return torch.optim.AdamW([g for g in groups if g['params']], lr=training.lr, betas=training.betas)
+    return torch.optim.AdamW([g for g in groups if g['params']], lr=training.lr, betas=training.betas, fused=True)
 
-# %% ../nbs/22_student.ipynb #b0c01417
+# %% ../nbs/22_student.ipynb #baa4d4c6
 def move_batchnorm(
     net: nn.Module,
     updates: int     # moves of the running statistics a step; the published code makes 2
@@ -49,14 +49,16 @@ def move_batchnorm(
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None: module.momentum = 1 - (1 - module.momentum) ** updates
 
-# %% ../nbs/22_student.ipynb #3f6bde1a
+# %% ../nbs/22_student.ipynb #5f34841a
 @dataclass
 class History:
     "What a training run did: one row an epoch, and the totals."
     rows: list = field(default_factory=list)  # dicts: epoch, lr, loss and, where it was evaluated, top1 and top5
     updates: int = 0
     images_seen: int = 0
-    seconds: float = 0.0                      # training alone, evaluations left out
+    seconds: float = 0.0                      # training alone, evaluations and warm-up left out
+    warm_up: float = 0.0                      # seconds of the first epoch where the student is compiled, else 0
+    precision: str = 'float32'                # of the arithmetic
 
     @property
     def evaluated(self): return [r for r in self.rows if 'top1' in r]
@@ -75,7 +77,7 @@ class History:
         accuracy = f', {self.last["top1"]:.2f} % top-1' if self.last else ''
         return f'History: {len(self.rows)} epochs, {self.updates} updates, {self.images_seen} images seen, loss {self.rows[-1]["loss"]:.4f}{accuracy}' if self.rows else 'History: nothing yet'
 
-# %% ../nbs/22_student.ipynb #9482bbd2
+# %% ../nbs/22_student.ipynb #2fb5e8cd
 def train_student(
     net,                     # models.Network with random weights; it is trained in place
     distilled,               # with .x uint8 [n, 3, S, S], .y LongTensor [n], .factor
@@ -84,7 +86,8 @@ def train_student(
     seed: int = 0,           # of image order, views and dropout
     evaluate=None,           # evaluate(net) -> dict with top1, called in the last part of training and at its end
     device: str = 'cpu',
-    precision: str = 'float32',  # or 'bfloat16': autocast, weights stay float32
+    precision: str = 'float32',  # 'bfloat16': autocast, weights stay float32; 'auto': whichever is faster
+    compiled: bool = False,      # by torch.compile: pays in long runs on a GPU
     progress=None,           # progress(iterable, label, total)
     log=None                 # log(row), once an epoch
 ) -> History:
@@ -94,14 +97,18 @@ def train_student(
     if hasattr(labels, 'check'): labels.check(distilled, training, seed)
     net.to(device).train()
     move_batchnorm(net, training.bn_updates)
-    x, y, optimizer, history = distilled.x.to(device), distilled.y.to(device), make_optimizer(net, training), History()
+    precision = pick_precision(precision, device)
+    x, y, optimizer, history = distilled.x.to(device), distilled.y.to(device), make_optimizer(net, training), History(precision=precision)
+    student = torch.compile(net) if compiled else net
     epochs = range(training.epochs)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         for epoch in progress(epochs, f'training {net.arch}', len(epochs)) if progress else epochs:
             start = time.perf_counter()
-            row = train_epoch(net, x, y, distilled.factor, labels, training, optimizer, epoch, seed, history, precision)
-            history.seconds += time.perf_counter() - start
+            row = train_epoch(student, x, y, distilled.factor, labels, training, optimizer, epoch, seed, history, precision)
+            spent = time.perf_counter() - start
+            if compiled and not epoch: history.warm_up = spent
+            else: history.seconds += spent
             if evaluate and is_evaluated(epoch, training): row.update(evaluate(net)), net.train()
             history.rows.append(row)
             if log: log(row)
@@ -113,7 +120,7 @@ def is_evaluated(epoch, training) -> bool:
     done = epoch + 1
     return done == training.epochs or (done > training.evaluate_from * training.epochs and done % training.evaluate_every == 0)
 
-# %% ../nbs/22_student.ipynb #e5701b82
+# %% ../nbs/22_student.ipynb #d443f49a
 def views_and_targets(n, size, factor, labels, training, seed, epoch):
     "(indices, views, target) of every batch; the target is None where `labels` answers to the view itself."
     if hasattr(labels, 'epoch'): return labels.epoch(epoch)
@@ -124,9 +131,9 @@ def train_epoch(net, x, y, factor, labels, training, optimizer, epoch, seed, his
     total, updates, images = torch.zeros((), device=x.device), 0, 0
     for group in optimizer.param_groups: group['lr'] = learning_rate(training, epoch)
     for indices, views, target in views_and_targets(len(x), x.shape[-1], factor, labels, training, seed, epoch):
-        here = indices.to(x.device)
+        here = indices.to(x.device, non_blocking=True)
         seen = apply_views(x[here], views)
-        target = labels(seen, views, y[here]) if target is None else target.to(x.device)
+        target = labels(seen, views, y[here]) if target is None else target.to(x.device, non_blocking=True)
         total += step(net, seen, target, labels.kind, training, optimizer, precision)
         updates, images = updates + 1, images + len(indices)
     history.updates, history.images_seen = history.updates + updates, history.images_seen + images
@@ -136,7 +143,7 @@ def train_epoch(net, x, y, factor, labels, training, optimizer, epoch, seed, his
 
 def step(net, seen, target, kind, training, optimizer, precision):
     "One update; the loss, still on the device."
-    with torch.autocast(seen.device.type, torch.bfloat16) if precision == 'bfloat16' else nullcontext(): logits = net(seen).float()
+    with reckoning(seen.device.type, precision): logits = net(seen).float()
     loss = hard_loss(logits, target) if kind == 'hard' else soft_loss(logits, target, training.temperature)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -6,7 +6,7 @@
 __all__ = ['ATTEMPTS', 'draw_orders', 'apply_orders', 'draw_boxes', 'enlarge', 'draw_rectangle', 'draw_beta', 'mix', 'Views',
            'draw_views', 'apply_views', 'epoch_generator', 'batches', 'draw_epoch']
 
-# %% ../nbs/20_views.ipynb #e9e74b08
+# %% ../nbs/20_views.ipynb #3a03dad1
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .mosaic import tile, untile
 
-# %% ../nbs/20_views.ipynb #ad2c1d13
+# %% ../nbs/20_views.ipynb #2f04db58
 def draw_orders(
     n: int,                      # images
     factor: int,                 # tiles a side
@@ -37,10 +37,10 @@ def apply_orders(
     "Let every cell show the tile its order names."
     factor = round(order.shape[1] ** 0.5)
     if factor == 1 or torch.equal(order, torch.arange(order.shape[1]).expand_as(order)): return x
-    order = order.to(x.device)
+    order = order.to(x.device, non_blocking=True)
     return tile(untile(x, factor)[torch.arange(len(x), device=x.device)[:, None], order], x.shape[-1])
 
-# %% ../nbs/20_views.ipynb #e16cd3d3
+# %% ../nbs/20_views.ipynb #3784e9a6
 ATTEMPTS = 10
 
 def draw_boxes(
@@ -64,7 +64,7 @@ def draw_boxes(
     top, left = (corner[0] * (size - height + 1)).long(), (corner[1] * (size - width + 1)).long()
     return torch.stack([top, left, height, width], 1)
 
-# %% ../nbs/20_views.ipynb #a0c90c1b
+# %% ../nbs/20_views.ipynb #aa72eefb
 def enlarge(
     x: torch.Tensor,     # float [n, 3, S, S]
     boxes: torch.Tensor  # LongTensor [n, 4]: top, left, height, width
@@ -72,14 +72,14 @@ def enlarge(
     "Cut each image's box out and enlarge it to the full size, bilinearly."
     size = x.shape[-1]
     if torch.equal(boxes, torch.tensor([0, 0, size, size]).expand_as(boxes)): return x
-    boxes = boxes.to(x.device, torch.float32)
+    boxes = boxes.float().to(x.device, non_blocking=True)
     centre = (torch.arange(size, device=x.device) + 0.5) / size
     look = lambda start, side: torch.minimum((centre * side[:, None]).clamp(min=0.5), side[:, None] - 0.5) + start[:, None]
     rows, columns = [look(boxes[:, k], boxes[:, k + 2]) * 2 / size - 1 for k in (0, 1)]
     grid = torch.stack([columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1)
     return F.grid_sample(x, grid.to(x.dtype), mode='bilinear', padding_mode='border', align_corners=False)
 
-# %% ../nbs/20_views.ipynb #ff63550a
+# %% ../nbs/20_views.ipynb #2c569b2c
 def draw_rectangle(
     size: int,                   # side of the images, pixels
     alpha: float,                # of Beta(α, α)
@@ -108,13 +108,13 @@ def mix(
     share: float            # what else is blended in of the partner: 0 for CutMix
 ) -> torch.Tensor:
     "CutMix where there is a rectangle, Mixup where there is a share; a new tensor either way."
-    other = x[partner.to(x.device)]
+    other = x[partner.to(x.device, non_blocking=True)]
     out = torch.lerp(x, other, share) if share else x.clone()
     t, l, h, w = rectangle
     out[:, :, t:t + h, l:l + w] = other[:, :, t:t + h, l:l + w]
     return out
 
-# %% ../nbs/20_views.ipynb #7062d51c
+# %% ../nbs/20_views.ipynb #26b0011d
 @dataclass(frozen=True)
 class Views:
     "What was drawn for a batch of n images; `apply_views` shows it."
@@ -137,7 +137,7 @@ class Views:
         if self.rectangle.any(): parts.append(f'CutMix {self.rectangle.tolist()}')
         return 'Views: ' + ', '.join(parts)
 
-# %% ../nbs/20_views.ipynb #d448cda7
+# %% ../nbs/20_views.ipynb #4054caad
 def draw_views(
     n: int,                             # images in the batch
     size: int,                          # their side, pixels
@@ -165,11 +165,11 @@ def apply_views(
     "Show the views: tile order, crop, flip, mixing, in this order."
     if len(x) != len(views): raise ValueError(f'{len(views)} views for {len(x)} images: each image needs one')
     x = enlarge(apply_orders(x, views.order).float() / 255, views.box)
-    x = torch.where(views.flip.to(x.device)[:, None, None, None], x.flip(-1), x)
+    x = torch.where(views.flip.to(x.device, non_blocking=True)[:, None, None, None], x.flip(-1), x)
     if not views.share and not views.rectangle.any(): return x
     return mix(x, views.partner, views.rectangle.tolist(), views.share)
 
-# %% ../nbs/20_views.ipynb #13754053
+# %% ../nbs/20_views.ipynb #5afdde93
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     "The source of all that is random about an epoch's images and views."
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2 ** 63)
@@ -184,7 +184,7 @@ def batches(
     if len(parts) > 1 and len(parts[-1]) == 1: parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
-# %% ../nbs/20_views.ipynb #802f4ffb
+# %% ../nbs/20_views.ipynb #bfd109a4
 def draw_epoch(
     n: int,         # images in the set
     size: int,      # their side, pixels
