@@ -20,7 +20,7 @@ MAY = {
     'evidence': 'images models mosaic patches',
     'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled mosaic patches',
-    'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'observer distilled', 'recipes': '',
+    'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
     '__main__': 'cli', '_modidx': ''}
