@@ -9,12 +9,12 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'OBSERVER', 'NOTE
            'run', 'prepare', 'reproduce', 'report', 'Parser', 'whole', 'several', 'pair', 'setting', 'listed', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #f150448c
+# %% ../nbs/47_cli.ipynb #b2fe9bf2
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #5bba2c28
+# %% ../nbs/47_cli.ipynb #337b2a01
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -34,7 +34,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #b31d99b3
+# %% ../nbs/47_cli.ipynb #8b2b3d7c
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -52,7 +52,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #2503a421
+# %% ../nbs/47_cli.ipynb #75a60622
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -62,7 +62,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #e223c809
+# %% ../nbs/47_cli.ipynb #f37ba3f4
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -83,7 +83,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #cb79da53
+# %% ../nbs/47_cli.ipynb #d5e17fff
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -104,7 +104,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #cb2fcca7
+# %% ../nbs/47_cli.ipynb #24bdb711
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -150,7 +150,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #5ef1635f
+# %% ../nbs/47_cli.ipynb #76749c17
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -245,7 +245,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #fe9da7c7
+# %% ../nbs/47_cli.ipynb #96396e1c
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -270,7 +270,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
 
-# %% ../nbs/47_cli.ipynb #e7f49bc1
+# %% ../nbs/47_cli.ipynb #cf38fd0c
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -278,8 +278,11 @@ def _order(found, made, known):
     from rded.observer import complaint, order_evidence
     from rded.patches import place
     answer = lambda x: found.logits(place(untile(x, made.factor).flatten(0, 1), made.size, 'enlarge').to(found.device)).argmax(1).cpu()
-    answers = torch.cat([answer(x) for x in made.x.split(64)])          # of every patch: more of them than images
-    evidence = order_evidence(answers, made.y.repeat_interleave(made.factor ** 2), len(made.classes))
+    classes, cells = len(made.classes), made.factor ** 2
+    most = -(-(20 if classes <= 200 else max(4, 5000 // classes)) // cells)     # images a class, so that there are enough patches
+    some = torch.cat([(made.y == c).nonzero()[:most, 0] for c in range(classes)])
+    answers = torch.cat([answer(made.x[rows]) for rows in some.split(64)])
+    evidence = order_evidence(answers, made.y[some].repeat_interleave(cells), classes)
     if evidence['wrong']: raise ValueError(complaint(found, known, evidence))
 
 def _views_of(args, made, observer):
@@ -299,7 +302,8 @@ def relabel(args, progress):
     if args.student: models.resolve(args.student)
     made = _set(args.distilled, args.size, args.workers)
     known = SimpleNamespace(name=str(args.distilled), classes=made.classes, names=made.names, wnids=made.wnids)
-    found = get_observer(args.observer, known, made.size, device, by_position=args.no_check, precision=models.pick_precision(args.precision, device))
+    found = get_observer(args.observer, known, made.size, device, by_position=args.no_check)
+    if models.pick_precision(args.precision, device) == 'bfloat16': found = found.in_bfloat16()        # as `train` would label with it
     if not args.no_check: _order(found, made, known)
     stored = labels.relabel(made, found, _views_of(args, made, found), args.epochs, args.seed, args.out, keep, args.part_epochs, device, progress,
                             lambda text: print(f'to be recorded: {text}', flush=True))
@@ -308,7 +312,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #b733b99f
+# %% ../nbs/47_cli.ipynb #c2732a75
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -328,26 +332,47 @@ def _labels(args):
     if not args.reuse: args.epochs = args.epochs or found.epochs
     return found
 
-def _training(args, made, val, arch):
-    "The named training for this set, with the arguments that change it."
+def _training(args, made, val, arch, recipe=None):
+    "The named training for this set, or its recipe's, with the arguments that change it."
     from rded.recipes import changed, dataset_of, paper_training
+    if recipe: return changed(recipe.training, epochs=args.epochs, batch_size=args.batch_size)
     ipc, classes = made.ipc or max(1, len(made) // len(made.classes)), len(made.classes)
     training = paper_training(args.student, ipc, classes, dataset_of(val.name), len(made), arch)
     for note in training.notes: print(f'rded: note: {note}', file=sys.stderr)
     return changed(training, epochs=args.epochs, batch_size=args.batch_size)
 
+def _protocol(args):
+    "The recipe that --recipe names, its views those of its own sets (crops down to 1/factor) even where a set has whole images; it says the student and the size."
+    from dataclasses import replace
+    from rded.recipes import get
+    if not (args.recipe or args.student): raise ValueError('give --student, a network, or --recipe, a cell whose protocol to follow')
+    if not args.recipe: return None
+    recipe = get(args.recipe)
+    args.student, args.size = args.student or recipe.student, args.size or recipe.size
+    return replace(recipe, training=replace(recipe.training, min_scale=recipe.training.min_scale or 1 / recipe.factor))
+
+def _fits(recipe, made, name):
+    "ValueError unless a set is of its recipe's size, and its method's name its own."
+    from rded.pipeline import METHODS, method_of
+    there, own = (len(made.classes), len(made) / len(made.classes), made.size), method_of(made)
+    for what, is_, wanted in zip(('classes', 'images a class', 'px'), there, (recipe.classes, recipe.ipc, recipe.size) if recipe else there):
+        if is_ != wanted: raise ValueError(f'--recipe {recipe.name} is for {wanted} {what}, the set has {is_:g}: choose the recipe of that size')
+    if name and name != own and name.lower() in METHODS: raise ValueError(f'--method-name {name}: that is the name of a method of ours, and this set was not made by it: choose another')
+
 def train(args, progress):
     from rded import datasets, models, pipeline
-    out, device = free_file(args.out), models.pick_device(args.device)
+    out, device, recipe = free_file(args.out), models.pick_device(args.device), _protocol(args)
     models.resolve(args.student)
     labels = _labels(args)
     made, val = _set(args.distilled, args.size, args.workers), datasets.load(args.val, 'val', args.download)
     _same_classes(made, val)
+    _fits(recipe, made, args.method_name)
     found = _observer(args, val, made.size, device) if args.observer else None
     _check(args, found, val)
     arch = labels.observer['arch'] if labels else found and found.arch
-    net, result = pipeline.train_set(made, found, val, args.student, _training(args, made, val, arch), args.seed, labels=labels, batch=args.batch or 512,
+    net, result = pipeline.train_set(made, found, val, args.student, _training(args, made, val, arch, recipe), args.seed, labels=labels, recipe=recipe, batch=args.batch or 512,
                                      workers=args.workers, device=device, precision=args.precision, command=args.command_line, note=args.note, progress=progress)
+    result['method'] = args.method_name or result['method']
     models.save(net, out)
     _show(str(out), {'student': f'{args.student}, {made.size} px', 'training': f"{result['training']}: {result['updates']} updates",
                      'top-1, top-5': f"{result['top1']:.2f} %, {result['top5']:.2f} % of {result['n']} validation images, last epoch"})
@@ -363,7 +388,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #958bf6ef
+# %% ../nbs/47_cli.ipynb #2c610eac
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -435,7 +460,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #92066afc
+# %% ../nbs/47_cli.ipynb #534393c4
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -485,7 +510,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #b77f26ff
+# %% ../nbs/47_cli.ipynb #f20cb622
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -522,13 +547,15 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--epochs': dict(required=True, type=whole(1), help='to record'), '--keep': dict(default='full', help="of the labels: full, 8bit, top10, 10%% of the batches, or as top10+10%% (full)"),
         '--training': dict(default='paper', choices=('paper',), help='named settings, which decide the views'), '--student': dict(help='network whose settings to take, where it matters'),
         '--batch-size': dict(type=whole(1), help='images an update: views and partners depend on it'), '--part-epochs': dict(type=whole(1), metavar='E', help='epochs in a file; as many as make 64 MB unless told'),
-        '--size': dict(type=whole(1), help='pixels, for a plain folder of images of other sizes'), '--precision': PRECISION,
+        '--size': dict(type=whole(1), help='pixels, for a plain folder of images of other sizes'), '--precision': {**PRECISION, 'default': 'float32', 'help': "of the observer's arithmetic (float32); `train --observer` takes bfloat16 where it is faster"},
         '--out': dict(required=True, help='a folder; the parts that stand there are not made again')}),
     'train': (train, 'train a student on a distilled set', {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(help=OBSERVER + '; labels every view'),
         '--labels': dict(metavar='DIR', help='a folder of `rded relabel`, in place of an observer'), '--reuse': dict(action='store_true', help='go through recorded epochs again where training is longer'),
         '--any-seed': dict(action='store_true', help='take labels of another seed: views are the recorded ones, weights of this seed'),
-        '--hard': dict(action='store_true', help='labels are the classes'), '--student': dict(required=True, help='network name'),
+        '--hard': dict(action='store_true', help='labels are the classes'), '--student': dict(help="network name; the recipe's unless told"),
+        '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, so that the result stands beside its others'),
+        '--method-name': dict(metavar='NAME', help='what made the set, as SRe2L: its name in tables and figures'),
         '--training': dict(default='paper', choices=('paper',), help='named settings'), '--epochs': dict(type=whole(1), help='300 unless told, or as many as are recorded'),
         '--batch-size': dict(type=whole(1), help='images an update; it changes the result'), '--val': dict(required=True, help=DATA),
         '--size': dict(type=whole(1), help='pixels, for a plain folder of images of other sizes'), '--precision': PRECISION, '--note': NOTE,
@@ -580,7 +607,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #7a91856d
+# %% ../nbs/47_cli.ipynb #0e3cad25
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
