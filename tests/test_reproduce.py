@@ -289,3 +289,30 @@ def test_a_cell_from_the_command_line(tmp_path, capsys):
     names = sorted(p.name for p in (tmp_path / 'out' / 'results').iterdir())
     assert names == ['cifar10-conv3-ipc1-tiny-random-images-seed0.json', 'cifar10-conv3-ipc1-tiny-rded-seed0.json']
     assert main(argv) == 0 and '1 stand, 0 to do' in capsys.readouterr().err
+
+
+# other people's sets
+
+def test_a_set_from_elsewhere_gets_a_row_beside_ours(tmp_path, capsys):
+    "A plain folder of class folders, under the protocol of a recipe: `rded train --recipe … --method-name …`."
+    from rded import datasets
+    digits, run = datasets.load('digits'), lambda *argv: main([*map(str, argv), '--quiet', '--device', 'cpu'])
+    for c in range(10):
+        (tmp_path / 'theirs' / str(c)).mkdir(parents=True)
+        for k, i in enumerate(digits.of_class(c)[5:7].tolist()): digits.image(i).save(tmp_path / 'theirs' / str(c) / f'{k}.png')
+    recipe, results = 'imagenette-conv5-ipc10-tiny', tmp_path / 'ours' / 'results'
+    assert run('run', recipe, '--data', 'digits', '--out', tmp_path / 'ours') == 0
+    train = ['train', '--distilled', tmp_path / 'theirs', '--observer', tmp_path / 'ours' / 'observer.safetensors', '--recipe', recipe, '--val', 'digits', '--out', tmp_path / 's.safetensors']
+    assert run(*train, '--method-name', 'SRe2L', '--json', results / 'sre2l-seed0.json') == 0
+    theirs, ours = (json.loads((results / f).read_text()) for f in ('sre2l-seed0.json', f'{recipe}-random-images-seed0.json'))
+    same = ('recipe', 'dataset', 'ipc', 'student', 'training', 'updates', 'images_seen', 'n', 'seed')
+    assert {k: theirs[k] for k in same} == {k: ours[k] for k in same} and theirs['method'] == 'SRe2L'
+    assert run('report', '--results', results, '--out', tmp_path / 'report') == 0
+    row = next(l for l in (tmp_path / 'report' / 'README.md').read_text().splitlines() if '| SRe2L |' in l)
+    assert f"| {theirs['top1']:.2f} (1) | – | – | {ours['top1']:.2f} (1) |" in row      # nothing published, the random baseline beside it
+    capsys.readouterr()
+    (tmp_path / 's.safetensors').unlink()
+    for more, words in ((['--method-name', 'rded'], 'the name of a method of ours'), (['--recipe', 'cifar10-conv3-ipc1-tiny'], 'is for 1 images a class, the set has 2')):
+        assert run(*train, *more) == 2 and words in capsys.readouterr().err
+    without = [a for a in train if a not in ('--recipe', recipe)]
+    assert run(*without) == 2 and 'give --student, a network, or --recipe' in capsys.readouterr().err
