@@ -9,12 +9,12 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'OBSERVER', 'NOTE
            'run', 'prepare', 'reproduce', 'report', 'Parser', 'whole', 'several', 'pair', 'setting', 'listed', 'method',
            'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #b2fe9bf2
+# %% ../nbs/47_cli.ipynb #4794702f
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #337b2a01
+# %% ../nbs/47_cli.ipynb #9bc77633
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -34,7 +34,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #8b2b3d7c
+# %% ../nbs/47_cli.ipynb #794d6464
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -52,7 +52,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #75a60622
+# %% ../nbs/47_cli.ipynb #80f79c5a
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -62,7 +62,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #f37ba3f4
+# %% ../nbs/47_cli.ipynb #d35bde1b
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -83,7 +83,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #d5e17fff
+# %% ../nbs/47_cli.ipynb #a977c79e
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -104,7 +104,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #24bdb711
+# %% ../nbs/47_cli.ipynb #c0b9c708
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -117,16 +117,18 @@ def _check(args, found, images):
 
 def _recipe(args, images, size, arch):
     "The arguments of `distill` as a recipe of one's own; ValueError, before any work, for more than the images give."
-    from rded.recipes import Recipe, paper_factor, paper_training
+    from rded.recipes import Recipe, changed, dataset_of, paper_factor, paper_training, recovery_of
     from rded.select import STRATEGIES, check_fits
     if args.selection not in STRATEGIES: raise ValueError(f"--selection {args.selection!r}: choose from {', '.join(STRATEGIES)}")
     if args.selection != 'top' and args.method != 'rded': raise ValueError(f'--selection {args.selection}: it is for --method rded, not {args.method}')
     classes, factor = len(images.classes), args.factor or paper_factor(size)
     one = args.method not in ('rded', 'random-mosaics')      # one patch an image, whatever the factor
-    check_fits(images.counts(), args.ipc, 1 if one else factor, images.classes, None if args.method in RANDOM else args.preselect)
+    if args.iterations and args.method != 'sre2l': raise ValueError(f'--iterations {args.iterations}: it is for --method sre2l, not {args.method}')
+    if args.method != 'sre2l': check_fits(images.counts(), args.ipc, 1 if one else factor, images.classes, None if args.method in RANDOM else args.preselect)
+    recovery = recovery_of(dataset_of(images.name) or images.name, size)
     return Recipe(name='own', data=str(args.data), dataset=images.name, classes=classes, size=size, ipc=args.ipc, factor=factor,
                   observer=arch, student=arch, training=paper_training(arch, args.ipc, classes),
-                  preselect=args.preselect, crops=args.crops, canvas=args.canvas, selection=args.selection, jpeg=args.jpeg)
+                  preselect=args.preselect, crops=args.crops, canvas=args.canvas, selection=args.selection, jpeg=args.jpeg, recovery=changed(recovery, iterations=args.iterations))
 
 def distill(args, progress):
     from rded import datasets, models, pipeline
@@ -150,7 +152,7 @@ def _described(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #76749c17
+# %% ../nbs/47_cli.ipynb #9eb74d4f
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -245,7 +247,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #96396e1c
+# %% ../nbs/47_cli.ipynb #49b744b2
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -270,7 +272,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
 
-# %% ../nbs/47_cli.ipynb #cf38fd0c
+# %% ../nbs/47_cli.ipynb #6bf5d77b
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -288,6 +290,7 @@ def _order(found, made, known):
 def _views_of(args, made, observer):
     "The named training for the views of a set; what its learning rate is does not matter here."
     from rded.recipes import changed, dataset_of, paper_training
+    if args.recipe: return changed(_protocol(args).training, epochs=args.epochs, batch_size=args.batch_size)
     source = (made.manifest or {}).get('data', {}).get('name', '')
     training = paper_training(args.student or observer.nets[0].arch, made.ipc or max(1, len(made) // len(made.classes)), len(made.classes), dataset_of(source), len(made), observer.arch)
     for note in training.notes:
@@ -312,7 +315,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #c2732a75
+# %% ../nbs/47_cli.ipynb #372d336d
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -388,7 +391,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #2c610eac
+# %% ../nbs/47_cli.ipynb #73511d7b
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -442,7 +445,7 @@ def _silence(text): pass
 
 def _plan(args, tables, root, only, settings):
     "What `reproduce` would do."
-    jobs = tables.plan(args.table, root, only, args.seeds or [0, 1, 2], args.methods, args.tiny, settings.get('epochs', 0), args.download)
+    jobs = tables.plan(args.table, root, only, args.seeds or [0, 1, 2], args.methods, args.tiny, settings.get('epochs', 0), settings.get('observer_epochs', 0), args.download)
     devices = args.devices or tables.devices_here(args.device)
     lines = tables.described(jobs, args.out, 'cpu' if devices[0] == 'cpu' else 'cuda', len(devices), args.observers)
     print('\n'.join(lines))
@@ -460,7 +463,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #534393c4
+# %% ../nbs/47_cli.ipynb #a0b35d14
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -484,7 +487,7 @@ def several(of):
     return convert
 
 RANDOM = ('random-images', 'random-crops', 'random-mosaics')
-METHODS = ('rded', *RANDOM, 'herding', 'k-means', 'easiest', 'hardest')     # pipeline's, without its imports; all but RANDOM look through an observer
+METHODS = ('rded', *RANDOM, 'herding', 'k-means', 'easiest', 'hardest', 'sre2l')     # pipeline's, without its imports; all but RANDOM look through an observer
 
 def pair(text):
     "An argument type: 'key=value' as (key, value)."
@@ -510,7 +513,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #f20cb622
+# %% ../nbs/47_cli.ipynb #2a20d796
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -528,6 +531,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'), '--preselect': dict(type=whole(1), default=300, help='images drawn of each class (300)'),
         '--size': dict(type=whole(1), help="pixels; the observer's unless told"), '--selection': dict(default='top', help="which crops to keep ('top'); an unknown name lists all"),
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
+        '--iterations': dict(type=whole(1), help="of the optimisation, for --method sre2l; the data set's number unless told"),
         '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would (the published code: 75)'),
         '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}: all but rded are there to compare with"), '--out': dict(required=True, help='a new folder')}),
     'verify': (verify, 'check a distilled set or a folder of labels against what was written', {'set': dict(metavar='DIR'),
@@ -545,7 +549,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
     'relabel': (relabel, "record a distilled set's views and an observer's answers to them", {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(required=True, help=OBSERVER + ': the mean of their logits'),
         '--epochs': dict(required=True, type=whole(1), help='to record'), '--keep': dict(default='full', help="of the labels: full, 8bit, top10, 10%% of the batches, or as top10+10%% (full)"),
-        '--training': dict(default='paper', choices=('paper',), help='named settings, which decide the views'), '--student': dict(help='network whose settings to take, where it matters'),
+        '--training': dict(default='paper', choices=('paper',), help='named settings, which decide the views'), '--student': dict(help='network whose settings to take, where it matters'), '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, as `train --recipe` does'),
         '--batch-size': dict(type=whole(1), help='images an update: views and partners depend on it'), '--part-epochs': dict(type=whole(1), metavar='E', help='epochs in a file; as many as make 64 MB unless told'),
         '--size': dict(type=whole(1), help='pixels, for a plain folder of images of other sizes'), '--precision': {**PRECISION, 'default': 'float32', 'help': "of the observer's arithmetic (float32); `train --observer` takes bfloat16 where it is faster"},
         '--out': dict(required=True, help='a folder; the parts that stand there are not made again')}),
@@ -607,7 +611,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #0e3cad25
+# %% ../nbs/47_cli.ipynb #67a17179
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

@@ -370,6 +370,14 @@ def test_reuse_and_another_seed_are_asked_for(site, own, capsys, tmp_path):
     assert json.loads((tmp_path / 'a.json').read_text())['training'].endswith('labels full, 6 fixed views')
 
 
+def test_a_recipes_protocol(site, tmp_path, capsys):
+    recipe = ['--recipe', 'cifar10-conv3-ipc10-tiny']
+    argv = ['relabel', '--distilled', site / 'set', '--observer', site / 'observer.safetensors', '--epochs', '2', *recipe, '--out', tmp_path / 'l', '--device', 'cpu']
+    assert main(list(map(str, argv))) == 0
+    assert main([*map(str, training_command(site, '--labels', tmp_path / 'l', *recipe, '--out', tmp_path / 's.safetensors', '--json', tmp_path / 'a.json', '--device', 'cpu'))]) == 0
+    assert json.loads((tmp_path / 'a.json').read_text())['training'] == 'paper-tiny, labels full' and StoredLabels(tmp_path / 'l').meta['training']['flip'] is False
+
+
 # bad input
 
 def test_what_does_not_belong_is_refused_in_one_line(site, own, capsys):
