@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'train_set', 'result', 'method_of',
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished',
            'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #3a2689e8
+# %% ../nbs/41_pipeline.ipynb #1e1a9d3b
 import platform
 import subprocess
 import sys
@@ -23,11 +23,13 @@ from .evidence import look
 from .files import read_json, write_json
 from .labels import HardLabels, LiveLabels
 from .observer import Observer, check_class_order, get_observer, match_columns, plain, train_observer
+from .recipes import recovery_of
 from .score import choose, score_images
 from .select import looks_at
+from .sre2l import sre2l
 from .student import train_student
 
-# %% ../nbs/41_pipeline.ipynb #84a4ae28
+# %% ../nbs/41_pipeline.ipynb #122eea64
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -48,15 +50,18 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #1ed698a4
+# %% ../nbs/41_pipeline.ipynb #09cefd09
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
+
+def _recovered(r, images, observer, seed, batch=None, workers=None, **how):
+    return sre2l(images, observer, r.ipc, r.recovery or recovery_of(r.dataset, r.size), seed, **how)
 
 METHODS = {'rded': distill,
            'random-images': lambda r, images, observer, seed, **_: baselines.random_images(images, ipc=r.ipc, size=r.size, seed=seed),
            'random-crops': lambda r, images, observer, seed, **_: baselines.random_crops(images, ipc=r.ipc, size=r.size, seed=seed, scale=r.scale),
            'random-mosaics': lambda r, images, observer, seed, **_: baselines.random_mosaics(images, ipc=r.ipc, size=r.size, factor=r.factor, seed=seed, scale=r.scale),
-           **{method: _whole(method) for method in baselines.WHOLE}}
+           **{method: _whole(method) for method in baselines.WHOLE}, 'sre2l': _recovered}
 
 def make_set(
     method: str,       # a key of METHODS
@@ -66,7 +71,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #8714fd1b
+# %% ../nbs/41_pipeline.ipynb #615c056f
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -124,7 +129,7 @@ def describe(observer):
     if isinstance(observer, dict): return observer
     return {'name': observer.name, 'arch': observer.arch, 'sha256': observer.sha256, 'top1': observer.top1} if observer else None
 
-# %% ../nbs/41_pipeline.ipynb #89304a4d
+# %% ../nbs/41_pipeline.ipynb #adb6ab9e
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -154,7 +159,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #5dd5b854
+# %% ../nbs/41_pipeline.ipynb #ca189f9f
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
