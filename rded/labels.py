@@ -10,7 +10,7 @@ __all__ = ['ENCODINGS', 'PART_BYTES', 'FORMAT', 'VIEWS', 'AGAIN', 'AT_ONCE', 'Li
            'whole', 'resume', 'told', 'room', 'views_to_record', 'record', 'relabel', 'spoken', 'read_meta',
            'StoredLabels', 'verify', 'check', 'words', 'batch', 'sequence', 'shuffled', 'epoch']
 
-# %% ../nbs/21_labels.ipynb #f168062b
+# %% ../nbs/21_labels.ipynb #c93bf630
 import json, math, os, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .distilled import versions
 from .files import digest64, hash64, read_json, save_tensors, sha256, write_json
 from .views import Views, apply_views, batches, draw_epoch, epoch_generator
 
-# %% ../nbs/21_labels.ipynb #e9f3855b
+# %% ../nbs/21_labels.ipynb #d904e436
 class LiveLabels:
     "Soft labels made while the student trains: the observer's logits on each view, to sixteen bits."
     kind = name = 'live'
@@ -40,7 +40,7 @@ class LiveLabels:
 
     def __repr__(self): return f'LiveLabels from {self.observer}'
 
-# %% ../nbs/21_labels.ipynb #d87eb254
+# %% ../nbs/21_labels.ipynb #449bd0b9
 class HardLabels:
     "The class of the image; of both images, by area, where a view is a mixture."
     kind = name = 'hard'
@@ -54,7 +54,7 @@ class HardLabels:
 
     def __repr__(self): return f'HardLabels of {self.classes} classes'
 
-# %% ../nbs/21_labels.ipynb #641a10e3
+# %% ../nbs/21_labels.ipynb #ed7916e9
 def soft_loss(
     student: torch.Tensor,    # logits [n, C]
     teacher: torch.Tensor,    # logits [n, C]
@@ -70,7 +70,7 @@ def hard_loss(
     "Cross-entropy against a mixture of hard labels, batch mean."
     return F.cross_entropy(student, target)
 
-# %% ../nbs/21_labels.ipynb #bcd944e1
+# %% ../nbs/21_labels.ipynb #6090f924
 def described(observer) -> dict:
     "What is noted of an observer: name, arch, sha256 and top1."
     return {key: getattr(observer, key, None) for key in ('name', 'arch', 'sha256', 'top1')}
@@ -85,7 +85,7 @@ def mix_logits(
     own, share = (logits / temperature).log_softmax(1), torch.tensor(share, dtype=torch.float64)
     return torch.logaddexp(own + (1 - share).log().float(), own[partner] + share.log().float()) * temperature
 
-# %% ../nbs/21_labels.ipynb #b89dfcc3
+# %% ../nbs/21_labels.ipynb #00513477
 def check_set(
     digest: str,     # of the set that was labelled
     distilled,
@@ -120,7 +120,7 @@ class FixedLabels:
 
     def __repr__(self): return f'FixedLabels of {len(self.logits)} images by {self.observer["name"]}: {self.bytes:,} bytes'
 
-# %% ../nbs/21_labels.ipynb #debedad5
+# %% ../nbs/21_labels.ipynb #e67de155
 @dataclass(frozen=True)
 class Keep:
     "What is kept of the labels; prints as it is written."
@@ -143,7 +143,7 @@ def parse_keep(text: str) -> Keep:
     if percents and not 0 < percents[0] <= 100: raise ValueError(f'keep {text!r}: a share of the batches is above 0% and at most 100%')
     return Keep(*(kinds or [('full', 0)])[0], *percents)
 
-# %% ../nbs/21_labels.ipynb #74009e9f
+# %% ../nbs/21_labels.ipynb #e49a1ddf
 def smallest(largest: int):
     "The smallest integer type that holds 0 to `largest`."
     return next(t for t in (torch.uint8, torch.uint16, torch.int32) if largest <= torch.iinfo(t).max)
@@ -152,7 +152,7 @@ def to_full(logits, keep, temperature): return {'logits': logits.half()}
 
 def from_full(stored, classes): return stored['logits'].float()
 
-# %% ../nbs/21_labels.ipynb #29d0817f
+# %% ../nbs/21_labels.ipynb #7c0fe5d9
 def to_top(logits, keep, temperature):
     "The k largest, as distances above the others' level, fp16 [n, k], and their classes [n, k]."
     value, index = logits.topk(keep.k, 1)
@@ -164,7 +164,7 @@ def from_top(stored, classes):
     value = stored['value'].float()
     return torch.zeros(len(value), classes).scatter(1, stored['class'].long(), value)
 
-# %% ../nbs/21_labels.ipynb #ed0961d0
+# %% ../nbs/21_labels.ipynb #bc986970
 def to_8bit(logits, keep, temperature):
     "Steps uint8 [n, C] from each row's smallest logit; that and the step, fp16 [n, 2]."
     low = logits.amin(1, keepdim=True).half()
@@ -176,7 +176,7 @@ def from_8bit(stored, classes):
     low, step = stored['scale'].float().split(1, 1)
     return low + step * stored['code'].float()
 
-# %% ../nbs/21_labels.ipynb #175e220d
+# %% ../nbs/21_labels.ipynb #790b1358
 ENCODINGS = {  # kind: (to what is stored, back to logits [n, C], the type and numbers an image of each stored tensor)
     'full': (to_full, from_full, lambda keep, classes: {'logits': (torch.float16, classes)}),
     'top': (to_top, from_top, lambda keep, classes: {'value': (torch.float16, keep.k), 'class': (smallest(classes - 1), keep.k)}),
@@ -197,7 +197,7 @@ def decode(stored: dict, keep: Keep, classes: int) -> torch.Tensor:
     "Logits float32 [n, C] of what `encode` stored; those of 'top' up to a number that a softmax does not see."
     return ENCODINGS[keep.kind][1](stored, classes)
 
-# %% ../nbs/21_labels.ipynb #6737a5e2
+# %% ../nbs/21_labels.ipynb #abfee537
 def drawn_by(training, factor: int) -> dict:
     "What of a training decides the views: two that agree here draw the same."
     mixing = training.mix != 'none'
@@ -212,7 +212,7 @@ def view_fields(n: int, size: int, factor: int, drawn: dict) -> dict:
              'number': (torch.int32, 1, 'batch'), 'images': (torch.int32, 1, 'batch')}
     return {name: field for name, field in every.items() if field}
 
-# %% ../nbs/21_labels.ipynb #3c5cdc3a
+# %% ../nbs/21_labels.ipynb #e539a3d0
 def pack_views(
     drawn: list,     # (number of the batch, indices, Views) …
     recorded: dict,  # `view_fields`
@@ -243,7 +243,7 @@ def unpack_views(
         order=own('order', torch.arange(factor ** 2).repeat(n, 1)), box=own('box', torch.tensor([[0, 0, size, size]]).repeat(n, 1)), flip=flip,
         partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item())
 
-# %% ../nbs/21_labels.ipynb #3f6effa7
+# %% ../nbs/21_labels.ipynb #2ddb900b
 PART_BYTES = 64e6
 
 def drawn_batches(total: int, percent: float, seed: int) -> torch.Tensor:
@@ -268,7 +268,7 @@ def layout(n, size, factor, classes, drawn, epochs, seed, keep, part=None) -> di
         parts.append({'batches': len(some), 'images': images, 'bytes': {'views': seen, 'labels': images * label}})
     return {'views': views, 'epoch': len(sizes), 'numbers': numbers, 'parts': parts}
 
-# %% ../nbs/21_labels.ipynb #c94e286b
+# %% ../nbs/21_labels.ipynb #283b0f67
 def predict_bytes(
     n: int, size: int, factor: int, classes: int,  # of the distilled set: images, pixels a side, tiles a side, classes
     training,              # with batch_size, tiles, min_scale, flip, mix, mix_alpha
@@ -284,7 +284,7 @@ def predict_bytes(
     return {'views': total(lambda p: p['bytes']['views']), 'labels': total(lambda p: p['bytes']['labels']),
             'batches': total(lambda p: p['batches']), 'images': total(lambda p: p['images']), 'parts': len(parts)}
 
-# %% ../nbs/21_labels.ipynb #01707bc4
+# %% ../nbs/21_labels.ipynb #6bcbf9eb
 FORMAT, VIEWS = 'rded-labels-1', 1  # of the files; of what a record of a view means to `apply_views`
 
 def plan(
@@ -295,7 +295,7 @@ def plan(
     seed: int = 0,         # of the views
     keep='full',
     part: int = None,      # epochs' worth of batches in a file; as many as make 64 MB where None
-    device: str = 'cpu'
+    device: str = None     # where the observer is; its own where None
 ) -> dict:
     "labels.json as it stands before the first part: no part has a hash yet."
     keep, drawn, classes = parse_keep(str(keep)), drawn_by(training, distilled.factor), len(distilled.classes)
@@ -305,15 +305,16 @@ def plan(
     about = {'format': FORMAT, 'view_format': VIEWS, 'digest': distilled.digest, 'images': len(distilled), 'size': distilled.size, 'factor': distilled.factor, 'classes': classes,
              'observer': described(observer), 'training': drawn, 'temperature': training.temperature if keep.kind == 'top' else None, 'seed': seed, 'epochs': epochs, 'keep': str(keep),
              'batches': {'epoch': will['epoch'], 'recorded': len(will['numbers'])}, 'versions': versions(),
-             'environment': {'device': device, 'precision': getattr(observer, 'precision', 'float32')}}
+             'environment': {'device': device or getattr(observer, 'device', 'cpu'), 'precision': getattr(observer, 'precision', 'float32')}}
     parts = [{'file': f'part-{k:05d}.safetensors', **p, 'size': None, 'sha256': None} for k, p in enumerate(will['parts'])]
-    return {**about, 'settings': fingerprint(about), 'parts': parts}
+    return {**about, 'settings': fingerprint({**about, 'parts': parts}), 'parts': parts}
 
-def fingerprint(about: dict) -> str:
-    "16 hexadecimal digits of all that labels.json says but its parts; every part carries them."
-    return digest64(json.dumps({k: v for k, v in about.items() if k not in ('settings', 'parts')}, sort_keys=True).encode())
+def fingerprint(meta: dict) -> str:
+    "16 hexadecimal digits of all that labels.json says beforehand, so not of the sizes and hashes of the parts; every part carries them."
+    parts = [{k: v for k, v in p.items() if k not in ('size', 'sha256')} for p in meta['parts']]
+    return digest64(json.dumps({**{k: v for k, v in meta.items() if k != 'settings'}, 'parts': parts}, sort_keys=True).encode())
 
-# %% ../nbs/21_labels.ipynb #959db0b6
+# %% ../nbs/21_labels.ipynb #0ee67f91
 @contextmanager
 def alone(folder: Path):
     "Make the folder, and hold it against other recorders; the system lets go of it when the process ends, however it ends."
@@ -333,7 +334,7 @@ def alone(folder: Path):
 def whole(folder: Path, part: dict) -> bool:
     "Whether a part stands as it is noted."
     path = folder / part['file']
-    return part['sha256'] is not None and path.is_file() and path.stat().st_size == part['size'] and sha256(path) == part['sha256']
+    return bool(part.get('sha256')) and path.is_file() and path.stat().st_size == part.get('size') and sha256(path) == part['sha256']
 
 def resume(folder: Path, meta: dict) -> dict:
     "`meta` with what stands of an earlier run of the same settings; ValueError where it had others. Leftovers of a killed run go."
@@ -341,9 +342,10 @@ def resume(folder: Path, meta: dict) -> dict:
     if not path.exists() and strangers: raise ValueError(f'{folder} exists and is not empty: choose another or remove it')
     found = read_meta(folder) if path.exists() else meta
     for key in meta:
-        if key == 'parts' or found.get(key) == meta[key]: continue
+        if key in ('settings', 'parts') or found.get(key) == meta[key]: continue
         raise ValueError(f'{folder} holds labels of another run ({words(key)} {told(found.get(key), meta[key])}, now {told(meta[key], found.get(key))}): choose another folder, or remove it')
-    if len(found['parts']) != len(meta['parts']): raise ValueError(f'{folder} holds labels in {len(found["parts"])} parts, now {len(meta["parts"])}: choose another folder, or remove it')
+    if found['settings'] != meta['settings']:
+        raise ValueError(f'{folder} holds labels in {len(found["parts"])} parts, now {len(meta["parts"])}, of other sizes: give as many epochs a part as before, choose another folder, or remove it')
     for p in folder.glob('.part-*'): p.unlink()
     blank = {'size': None, 'sha256': None}
     return {**found, 'parts': [p if whole(folder, p) else {**p, **blank} for p in found['parts']]}
@@ -358,7 +360,7 @@ def room(folder: Path, missing: list):
     needed, free = sum(sum(p['bytes'].values()) for p in missing), shutil.disk_usage(folder).free
     if needed > free: raise ValueError(f'{folder}: the labels need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: write elsewhere, or keep less, as --keep top10 or 10%')
 
-# %% ../nbs/21_labels.ipynb #562854c6
+# %% ../nbs/21_labels.ipynb #9b747d74
 def views_to_record(meta: dict, training, missing: list):
     "(part, number of the batch, indices, views) of every batch that is still to be labelled."
     number_of = drawn_batches(meta['epochs'] * meta['batches']['epoch'], parse_keep(meta['keep']).percent, meta['seed']).tolist()
@@ -394,7 +396,7 @@ def record(
         write_json(folder / 'labels.json', meta)
     return meta
 
-# %% ../nbs/21_labels.ipynb #c86f802d
+# %% ../nbs/21_labels.ipynb #e4e3d751
 def relabel(
     distilled,             # the set to label: DistilledSet
     observer,              # Observer of its classes: one network, or several whose logits are averaged
@@ -404,7 +406,7 @@ def relabel(
     out='labels',          # folder: labels.json, part-00000.safetensors …
     keep='full',           # 'full', '8bit', 'top10', '10%', or two of them as 'top10+10%'
     part: int = None,      # epochs' worth of batches in a file; as many as make 64 MB where None
-    device: str = 'cpu',   # where the observer is
+    device: str = None,    # where the observer is; its own where None
     progress=None,         # progress(iterable, label, total)
     log=None               # log(text)
 ):                         # StoredLabels
@@ -412,11 +414,11 @@ def relabel(
     meta, folder = plan(distilled, observer, training, epochs, seed, keep, part, device), Path(out)
     with alone(folder):
         meta = resume(folder, meta)
-        missing, x = [p for p in meta['parts'] if not p['sha256']], distilled.x.to(device)
+        missing, x = [p for p in meta['parts'] if not p['sha256']], distilled.x.to(meta['environment']['device'])
         room(folder, missing)
         if log: log(f'{spoken(meta)}; {len(meta["parts"]) - len(missing)} of {len(meta["parts"])} parts stand')
         if missing: write_json(folder / 'labels.json', meta)
-        record(folder, meta, training, lambda indices, views: observer.logits(apply_views(x[indices.to(device)], views)), progress)
+        record(folder, meta, training, lambda indices, views: observer.logits(apply_views(x[indices.to(x.device)], views)), progress)
     return StoredLabels(folder)
 
 def spoken(meta: dict) -> str:
@@ -424,7 +426,7 @@ def spoken(meta: dict) -> str:
     views, labels = (sum(p['bytes'][key] for p in meta['parts']) for key in ('views', 'labels'))
     return f"{meta['batches']['recorded']} batches, {sum(p['images'] for p in meta['parts'])} views: {labels:,} bytes of labels ({meta['keep']}) and {views:,} of views"
 
-# %% ../nbs/21_labels.ipynb #8984ac69
+# %% ../nbs/21_labels.ipynb #89b9d3cb
 def read_meta(folder) -> dict:
     "What labels.json says; ValueError where it is none, of another format, or edited."
     path = Path(folder) / 'labels.json'
@@ -433,7 +435,7 @@ def read_meta(folder) -> dict:
     meta = read_json(path)
     found = meta.get('format') if isinstance(meta, dict) else None
     if found != FORMAT: raise ValueError(f'{path}: format {found!r}, this version of rded reads {FORMAT}: record the labels again, or use the version that wrote them')
-    if 'parts' not in meta or fingerprint(meta) != meta.get('settings'): raise ValueError(f'{path} was edited after it was written: put the original back, or record the labels again')
+    if not isinstance(meta.get('parts'), list) or not all(isinstance(p, dict) for p in meta['parts']) or fingerprint(meta) != meta.get('settings'): raise ValueError(f'{path} was edited after it was written: put the original back, or record the labels again')
     if meta['view_format'] != VIEWS:
         raise ValueError(f'{path}: views of format {meta["view_format"]}, this version of rded shows format {VIEWS}: record the labels again, or use the version that wrote them')
     return meta
@@ -450,7 +452,7 @@ class StoredLabels:
         self.path, self.reuse, self.any_seed, self.meta = Path(path), reuse, any_seed, read_meta(path)
         self.keep, self.observer, self.epochs, self.parts = parse_keep(self.meta['keep']), self.meta['observer'], self.meta['epochs'], self.meta['parts']
         self.first, self._sound, self._open = np.cumsum([0] + [p['batches'] for p in self.parts]), set(), (None, None, None)
-        missing = [p for p in self.parts if not p['sha256']]
+        missing = [p for p in self.parts if not p.get('sha256')]
         if missing: raise ValueError(f'{path}: {len(self.parts) - len(missing)} of {len(self.parts)} parts are recorded: run {AGAIN}goes on where it stopped')
         for p in self.parts: self._check_size(p)
 
@@ -466,14 +468,14 @@ class StoredLabels:
         each = f'{self.meta["batches"]["recorded"]} batches of {self.epochs} epochs'
         return f'StoredLabels {self.keep} of {self.meta["images"]} images by {self.observer["name"]}: {each}, seed {self.meta["seed"]}, {self.bytes:,} bytes in {len(self.parts)} parts'
 
-# %% ../nbs/21_labels.ipynb #8d265756
+# %% ../nbs/21_labels.ipynb #97f303d9
 AT_ONCE = 1e9  # bytes that are hashed before training; beyond, each part when it is first touched
 
 def _check_size(self, part):
     path = self.path / part['file']
     if not path.is_file(): raise ValueError(f'{path} is missing: run {AGAIN}makes only this part')
     size = path.stat().st_size
-    if size != part['size']: raise ValueError(f'{path} has {size} bytes, {part["size"]} were written: run {AGAIN}makes only this part')
+    if size != part.get('size'): raise ValueError(f'{path} has {size} bytes, {part.get("size")} were written: run {AGAIN}makes only this part')
 
 def _check_hash(self, k):
     "ValueError unless part k is what was written; looked at once."
@@ -510,13 +512,15 @@ def words(key): return key.replace('_', ' ')
 
 StoredLabels._check_size, StoredLabels._check_hash, StoredLabels._refuse, StoredLabels.verify, StoredLabels.check = _check_size, _check_hash, _refuse, verify, check
 
-# %% ../nbs/21_labels.ipynb #f316b536
+# %% ../nbs/21_labels.ipynb #acdec970
 def _reader(self, k):
     "read(name, a, b) of part k and where its batches begin; the part that was open before is let go."
     if self._open[0] != k:
         from safetensors import safe_open
         self._check_hash(k)
         file = safe_open(self.path / self.parts[k]['file'], 'pt')
+        its = json.loads((file.metadata() or {}).get('rded', '{}'))
+        if (its.get('settings'), its.get('part')) != (self.meta['settings'], k): raise ValueError(f'{self.path / self.parts[k]["file"]} is a part of other labels: run {AGAIN}makes only this part')
         there = {name: file.get_slice(name) for name in file.keys()}
         read = lambda name, a, b: there[name][a:b] if name in there else None
         self._open = k, read, np.cumsum([0] + read('images', 0, self.parts[k]['batches']).tolist()).tolist()

@@ -291,6 +291,7 @@ def hollow(path, part):
         for side in shape: count *= side
         header[name] = {'dtype': kinds[kind], 'shape': shape, 'data_offsets': [at, at + count]}
         at += count
+    header['__metadata__'] = {'rded': json.dumps({'settings': settings, 'part': len(parts)})}
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
     with path.open('wb') as f:
@@ -299,12 +300,13 @@ def hollow(path, part):
         f.write(struct.pack(f'<{part["batches"]}i', *[200] * part['batches']))
         f.truncate(8 + len(text) + at)
 
-parts = []
-for k, p in enumerate(will['parts']):
-    path = root / f'part-{k:05d}.safetensors'
+names, parts = [f'part-{k:05d}.safetensors' for k in range(len(will['parts']))], []
+settings = labels.fingerprint({**about, 'parts': [{'file': name, **p} for name, p in zip(names, will['parts'])]})
+for k, (name, p) in enumerate(zip(names, will['parts'])):
+    path = root / name
     hollow(path, p)
-    parts.append({'file': path.name, **p, 'size': path.stat().st_size, 'sha256': sha256(path) if k == len(will['parts']) - 1 else '0' * 64})
-write_json(root / 'labels.json', {**about, 'settings': labels.fingerprint(about), 'parts': parts})
+    parts.append({'file': name, **p, 'size': path.stat().st_size, 'sha256': sha256(path) if k == len(will['parts']) - 1 else '0' * 64})
+write_json(root / 'labels.json', {**about, 'settings': settings, 'parts': parts})
 
 def anonymous(): return int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024
 before = anonymous()
@@ -398,9 +400,20 @@ def test_what_does_not_belong_is_refused_in_one_line(site, own, capsys):
     assert 'part-00001.safetensors is missing' in says()
     part.write_bytes(whole)
     for edit, words in ((lambda t: t.replace('"rded-labels-1"', '"rded-labels-2"'), 'rded-labels-2'), (lambda t: t.replace('"seed": 0', '"seed": 1'), 'edited'),
-                        (lambda t: t[:200], 'labels.json, line'), (lambda t: '[]', 'format None'), (lambda t: '{"format": "rded-labels-1"}', 'edited')):
+                        (lambda t: t.replace('part-00001', 'part-00002'), 'edited'), (lambda t: t.replace('"file"', '"name"'), 'edited'), (lambda t: t[:200], 'labels.json, line'), (lambda t: '[]', 'format None'), (lambda t: '{"format": "rded-labels-1"}', 'edited')):
         index.write_text(edit(told))
         assert words in says()
+
+
+def test_a_part_of_other_labels_is_refused(site, own, capsys):
+    "Even where somebody copied its hash, too."
+    argv = ['relabel', '--distilled', own / 'set', '--observer', own / 'observer.safetensors', '--epochs', '6', '--part-epochs', '2', '--batch-size', '6', '--seed', '1', '--out', own / 'other', '--quiet', '--device', 'cpu']
+    assert main(list(map(str, argv))) == 0
+    shutil.copy(own / 'other' / 'part-00001.safetensors', own / 'labels')
+    there, here = [json.loads((own / d / 'labels.json').read_text()) for d in ('other', 'labels')]
+    here['parts'][1].update({k: there['parts'][1][k] for k in ('size', 'sha256')})
+    (own / 'labels' / 'labels.json').write_text(json.dumps(here))
+    assert 'part-00001.safetensors is a part of other labels' in refused(capsys, own, *training_command(own, '--labels', own / 'labels'))
 
 
 def test_a_set_that_was_edited_or_is_another_is_refused(site, own, capsys):
