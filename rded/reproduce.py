@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'GMACS', 'TRAIN_IMAGES', 'RATES', 'SMALLEST', 'Table', 'cite',
            'table_of', 'recipe_of', 'published_for', 'verdict', 'Job', 'suffix', 'result_file', 'stands', 'data_for',
-           'observer_file', 'shared_observer', 'run_recipe', 'rows', 'selected', 'sources', 'notebook_of',
+           'observer_file', 'shared_observer', 'run_recipe', 'command_of', 'rows', 'selected', 'sources', 'notebook_of',
            'parameters_of', 'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'spell', 'plan', 'obstacle',
            'described', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
 
-# %% ../nbs/44_reproduce.ipynb #25e7d5b8
+# %% ../nbs/44_reproduce.ipynb #fe63b35a
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
 from collections import deque
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from .files import Log, atomic_file, locked, read_json, write_json
 from .recipes import DATASETS, cell, changed, citable, dataset_of, plain_name, published, tiny
 from .report import Stat, cells, difference, markdown, read_results, stat
 
-# %% ../nbs/44_reproduce.ipynb #e66befbb
+# %% ../nbs/44_reproduce.ipynb #0163757b
 @dataclass(frozen=True)
 class Table:
     "A table of the paper: what it claims, the values of its cells, and the recipe of each."
@@ -38,7 +38,7 @@ def _main(small, dataset, network, ipc):
     made = cell(dataset, network, ipc)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #05a91b02
+# %% ../nbs/44_reproduce.ipynb #f754569d
 OBSERVERS = ('resnet18', 'resnet50', 'efficientnet_b0', 'mobilenet_v2', 'vgg11', 'swin_v2_t')
 STUDENTS = (*OBSERVERS, 'resnet101', 'timm:deit_tiny_patch16_224', 'swin_t', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny')
 NAMES = {'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny', 'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
@@ -56,7 +56,7 @@ def _cross(small, teacher, student, dataset='ImageNet-1K', ipc=10):
     if cell(dataset, 'resnet18', ipc).observer_weights: made = replace(made, observer_weights=f'torchvision:{plain_name(observer)}', observer_training=None)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #d1f56536
+# %% ../nbs/44_reproduce.ipynb #1bcc4494
 ABLATIONS = {'patches': (1, 4, 9, 16), 'preselect': (50, 100, 300, 600), 'crops': (1, 5, 10, 20), 'labels': ('region', 'fixed', 'hard')}
 
 def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=10):
@@ -69,7 +69,7 @@ def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=1
     made = replace(base, name=f'{base.name}-{axis}{value}', **{field: set_to})
     return replace(made, preselect=max(made.preselect, made.factor ** 2 * made.ipc)) if axis == 'patches' else made
 
-# %% ../nbs/44_reproduce.ipynb #fef6cc98
+# %% ../nbs/44_reproduce.ipynb #1c97f368
 def _large(small, dataset, ipc, network='resnet18'):
     made = _main(small, dataset, network, ipc)
     drawn = max(made.preselect, made.factor ** 2 * made.ipc)
@@ -96,21 +96,23 @@ def recipe_of(
     table,          # a name in TABLES
     small=False,    # the same code on a few digits
     epochs=0,       # of the student; 0: the recipe's own
+    observer_epochs=0, # of an observer that is trained; 0: the recipe's own
     **values,       # of the cell's parameters
 ):
     "The recipe of one cell. Its smallest crop is stated, 1/factor: random whole images, which have no patches, are then cropped as RDED's are."
     made = table_of(table).recipe(small, **values)
     views = replace(made.training, min_scale=made.training.min_scale or 1 / made.factor)
-    return replace(made, training=changed(views, epochs=epochs or None))
+    eyes = made.observer_training and changed(made.observer_training, epochs=observer_epochs or None)
+    return replace(made, training=changed(views, epochs=epochs or None), observer_training=eyes)
 
 def published_for(table, recipe):
-    "What was published for this cell, or None: for the recipe as it is, not for a variant of it."
-    if not re.fullmatch(r'.*-ipc\d+', recipe.name): return None
+    "What was published for this cell, or None: for the recipe as it is, not for a variant of it or another training."
+    if recipe.training.name != 'paper' or not re.fullmatch(r'.*-ipc\d+', recipe.name): return None
     for source in table_of(table).sources:
         found = published(source, recipe.dataset, recipe.ipc, 'RDED', cite(recipe.observer), cite(recipe.student))
         if found: return found
 
-# %% ../nbs/44_reproduce.ipynb #efe096b0
+# %% ../nbs/44_reproduce.ipynb #2351b582
 def verdict(ours, theirs):
     "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
     if ours is None: return 'not run'
@@ -118,7 +120,7 @@ def verdict(ours, theirs):
     gap, spread = difference(ours, theirs.top1, theirs.std)
     return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
 
-# %% ../nbs/44_reproduce.ipynb #61549daa
+# %% ../nbs/44_reproduce.ipynb #fb969b9e
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -160,7 +162,7 @@ def stands(file, recipe, labels='region'):
         if found.get(key) != value: raise ValueError(f'{file} is a result of other settings ({key} {found.get(key)}, now {value}): choose another --out, or remove the file')
     return True
 
-# %% ../nbs/44_reproduce.ipynb #315f4f96
+# %% ../nbs/44_reproduce.ipynb #f07bb2d2
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
     if dataset_of(name) == dataset: return 2
@@ -178,7 +180,7 @@ def data_for(recipe, root, download=False):
     if len(best) > 1: raise ValueError(f'--data {root}: {" and ".join(Path(p).name for p in best)} are both {recipe.dataset}: give one of them as --data')
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
-# %% ../nbs/44_reproduce.ipynb #a2d8a82a
+# %% ../nbs/44_reproduce.ipynb #73193379
 def observer_file(folder, recipe, data, seed=0):
     "Where the observer of a recipe on these data is kept; None for released weights."
     t = recipe.observer_training
@@ -205,7 +207,7 @@ def shared_observer(
         models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
     return str(file)
 
-# %% ../nbs/44_reproduce.ipynb #990fcfea
+# %% ../nbs/44_reproduce.ipynb #9531e573
 def run_recipe(
     recipe, data,
     out,                        # folder of results, sets and observers
@@ -225,6 +227,12 @@ def run_recipe(
 
 def _silent(text): pass
 
+def command_of(table, values, seeds, tiny=False, **settings):
+    "The command that runs a cell, with the settings that are not the usual ones."
+    import shlex
+    only, told = (','.join(f'{k}={v}' for k, v in pairs.items()) for pairs in (values, {k: v for k, v in settings.items() if v}))
+    return f"rded reproduce {table} {'--tiny' if tiny else '--data ROOT'} --only {shlex.quote(only)} --seeds {','.join(map(str, seeds))}" + (f' --set {shlex.quote(told)}' if told else '')
+
 def _run_fixed(recipe, data, eyes, out, seeds, methods, download, how):
     "The results with one label a stored image."
     from rded import datasets, pipeline
@@ -242,7 +250,7 @@ def _run_fixed(recipe, data, eyes, out, seeds, methods, download, how):
         results.append(read_json(file))
     return results
 
-# %% ../nbs/44_reproduce.ipynb #1db0d4c9
+# %% ../nbs/44_reproduce.ipynb #067176a9
 def rows(
     table,          # a name in TABLES
     out,            # folder of results
@@ -261,7 +269,7 @@ def _row(table, values, recipe, found):
     training = recipe.training.name + {'region': '', 'hard': '-hard', 'fixed': ', labels fixed'}[labels]
     mine = [c for c in found if (c.recipe, c.training) == (recipe.name, training)]
     ours, random = (next((c for c in mine if c.method == m), None) for m in ('rded', 'random-images'))
-    theirs, top1 = published_for(table, recipe) if labels == 'region' and recipe.data != 'digits' else None, ours and ours.top1
+    theirs, top1 = published_for(table, recipe) if labels == 'region' else None, ours and ours.top1
     shown = {k: cite(v) if k in ('teacher', 'student') else f'digits for {v}' if k == 'dataset' and recipe.data == 'digits' else v for k, v in values.items()}
     return {**shown, 'ours, last epoch': top1, 'published': theirs,
             'ours − published': top1 and theirs and difference(top1, theirs.top1, theirs.std), 'random images': random and random.top1,
@@ -295,7 +303,7 @@ def sources(table, shown):
     said = dict.fromkeys(r['published'].source for r in shown if r['published'])
     return f'Published: {"; ".join(said)}.' if said else ''
 
-# %% ../nbs/44_reproduce.ipynb #77b5c7d2
+# %% ../nbs/44_reproduce.ipynb #37b553ab
 def notebook_of(table):
     "The notebook of a table; `ValueError` where the package was installed without its notebooks."
     here = Path(__file__).parent if '__file__' in globals() else Path('rded').resolve()
@@ -322,7 +330,7 @@ def check_parameters(notebook, given):
             raise ValueError(f'{Path(notebook).name}: {name} is {value!r}: give a {wanted.__name__}, as {known[name]!r}')
     return given
 
-# %% ../nbs/44_reproduce.ipynb #56b5c9cd
+# %% ../nbs/44_reproduce.ipynb #561b05fa
 GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
@@ -334,8 +342,8 @@ def passes(arch, size):
     known = GMACS.get(arch) or GMACS.get(plain_name(arch))
     return known[0] * (size / known[1]) ** 2 if known else 2.0
 
-def work_of(job, out, observers=None):
-    "Billions of multiplications that are left of a job, its missing observer among them: (training, observer)."
+def work_of(job, out, observers=None, given=None):
+    "Billions of multiplications that are left of a job: (training, observer); the latter 0 where one stands or is `given`."
     r, left = job.recipe, len(job.missing(out))
     student, eyes = passes(r.student, r.size), passes(r.observer, r.size)
     label = 0 if job.labels != 'region' else eyes
@@ -343,13 +351,12 @@ def work_of(job, out, observers=None):
     file = observer_file(observers or Path(out, 'observers'), r, job.data or r.data)
     t = r.observer_training
     images = min(TRAIN_IMAGES.get(r.dataset, 1500), (t.images_per_class or 10 ** 9) * r.classes) if t else 0
-    return left * one, (t.epochs * images * 3 * eyes if t and left and not file.exists() else 0)
+    return left * one, (t.epochs * images * 3 * eyes if t and left and not given and not file.exists() else 0)
 
 def rate_of(log, device):
-    "Billions of multiplications a second: the median of the last finished cells on this kind of device, else a guess; and how many they were."
-    import statistics
-    done = [r['work'] / r['seconds'] for r in log if r.get('ok') and r.get('device') == device and r.get('work') and r['seconds'] > 0][-9:]
-    return (statistics.median(done), len(done)) if done else (RATES[device], 0)
+    "Billions of multiplications a second: over the last finished cells on this kind of device, else a guess; and how many they were."
+    done = [(r['work'], r['seconds']) for r in log if r.get('ok') and r.get('device') == device and r.get('work') and r['seconds'] > 0][-9:]
+    return (sum(w for w, _ in done) / sum(s for _, s in done), len(done)) if done else (RATES[device], 0)
 
 def disk_of(job, out):
     "Bytes of the distilled sets that are still to be made: two bytes a pixel."
@@ -363,11 +370,11 @@ def spell(seconds):
         if seconds >= above: return f'{seconds / length:.1f} {unit}' if unit != 'min' else f'{seconds / 60:.0f} min'
     return f'{seconds:.0f} s'
 
-# %% ../nbs/44_reproduce.ipynb #09736a09
-def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, download=False):
+# %% ../nbs/44_reproduce.ipynb #52a140e8
+def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, observer_epochs=0, download=False):
     "The table's jobs, in its order."
     return [Job(table, values, r, tuple(methods), tuple(seeds), data_for(r, root, download))
-            for values in selected(table, only) for r in [recipe_of(table, small, epochs, **values)]]
+            for values in selected(table, only) for r in [recipe_of(table, small, epochs, observer_epochs, **values)]]
 
 def obstacle(job):
     "Why a job cannot be run, in words; None where it can."
@@ -377,13 +384,13 @@ def obstacle(job):
 
 SMALLEST = {'CIFAR-10': 5000, 'CIFAR-100': 500, 'Tiny-ImageNet': 500, 'ImageNet-1K': 732}
 
-def described(jobs, out, device='cpu', workers=1, observers=None):
-    "The plan as lines, and its totals."
+def described(jobs, out, device='cpu', workers=1, observers=None, given=None):
+    "The plan as lines, the last one its totals; `given` is an observer that need not be trained."
     rate, known = rate_of(Log(Path(out, 'runs.jsonl')), device)
     lines, total, disk, seen, fetched = [], 0.0, 0, set(), set()
     for job in jobs:
         left, why = job.missing(out), obstacle(job)
-        work, eyes = work_of(job, out, observers)
+        work, eyes = work_of(job, out, observers, given)
         key = observer_file('', job.recipe, job.data or job.recipe.data)
         eyes = 0 if key in seen else eyes
         seen |= {key} if eyes else set()
@@ -396,7 +403,7 @@ def described(jobs, out, device='cpu', workers=1, observers=None):
     lines.append(f'{len(jobs)} cells; time left about {spell(total / rate / workers)} on {workers} worker{"s" * (workers > 1)} ({basis}); disk {disk / 1e6:.0f} MB; downloads: {", ".join(sorted(fetched)) or "none"}')
     return lines
 
-# %% ../nbs/44_reproduce.ipynb #ea9cf99b
+# %% ../nbs/44_reproduce.ipynb #a78000af
 def _running(output): return output.with_name(f'.running-{output.name}')
 
 def execute(notebook, output, parameters):
@@ -441,7 +448,7 @@ def work():
     print('\n' + json.dumps(answer), flush=True)
     os._exit(0)
 
-# %% ../nbs/44_reproduce.ipynb #3a44f6c4
+# %% ../nbs/44_reproduce.ipynb #89c54b1d
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
@@ -486,9 +493,11 @@ class Runner:
         process.stdin.flush()
         return process
 
+    def amount(self, job): return sum(work_of(job, self.out, self.observers, self.settings.get('observer')))
+
     def one(self, job, device):
         "Do one job and note how it ended."
-        amount = sum(work_of(job, self.out, self.observers))
+        amount = self.amount(job)
         process = self.start(job, device)
         with self.lock: self.processes.add(process)
         said = process.stdout.read().strip().splitlines()
@@ -504,7 +513,7 @@ class Runner:
             (self.done if answer['ok'] else self.failed).append((job, answer))
             self.record.append({'cell': job.name, 'table': job.table, 'device': 'cpu' if device == 'cpu' else 'cuda', 'work': round(amount, 3), **{k: answer.get(k) for k in ('ok', 'seconds', 'error')}})
             rate, _ = rate_of(self.record, 'cpu' if device == 'cpu' else 'cuda')
-            left = sum(sum(work_of(j, self.out, self.observers)) for j in self.jobs) / rate / len(self.devices)
+            left = sum(map(self.amount, self.jobs)) / rate / len(self.devices)
             how = f'done in {spell(answer["seconds"])}' if answer['ok'] else f'FAILED: {answer["error"]}'
             rest = self.total - len(self.done) - len(self.failed)
             self.log(f'[{self.total - rest} of {self.total}] {job.name}: {how}' + (f'; about {spell(left)} left' if self.jobs else f'; {rest} still running' if rest else ''))
@@ -529,7 +538,7 @@ class Runner:
             raise
         return self
 
-# %% ../nbs/44_reproduce.ipynb #dbf415e2
+# %% ../nbs/44_reproduce.ipynb #e8352cdf
 def devices_here(device='auto'):
     "One worker a GPU, or one on the CPU."
     import torch
@@ -545,6 +554,8 @@ def check_ready(table, settings):
     own = [k for k in settings if k in reserved and k not in ('tiny', 'download')]
     if own: raise ValueError(f'--set {own[0]}=…: give it as {reserved[own[0]]}')
     check_parameters(notebook_of(table), settings)
+    eyes = settings.get('observer', '')
+    if eyes.endswith(('.safetensors', '.pth', '.pt')) and not Path(eyes).is_file(): raise ValueError(f'--set observer={eyes}: no such file')
     if importlib.util.find_spec('papermill') is None: raise ValueError("`rded reproduce` needs papermill: pip install 'rded[notebooks]'")
 
 def reproduce(
@@ -562,7 +573,7 @@ def reproduce(
     "Run the cells of a table whose results are missing; {'done', 'stood', 'failed', 'left', …}. Rows of the table are in `out`/TABLE.md."
     settings = {**({'tiny': True} if small else {'tiny': False}), 'download': download, **(settings or {})}
     check_ready(table, settings)
-    jobs = plan(table, root, only, seeds, methods, small, settings.get('epochs', 0), download)
+    jobs = plan(table, root, only, seeds, methods, small, settings.get('epochs', 0), settings.get('observer_epochs', 0), download)
     todo, blocked = _unfinished(jobs, out, log)
     log(f'{table}: {len(jobs)} cells, {len(jobs) - len(todo) - len(blocked)} stand, {len(todo)} to do on {", ".join(map(str, devices))}')
     ran = Runner(todo, out, list(devices), settings, observers, minutes and time.time() + 60 * minutes, log).run()
