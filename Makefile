@@ -2,6 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
+# make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
 # make clean        remove caches and out/; results, data and .venv stay
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup quickstart test lab reproduce export clean
+.PHONY: setup quickstart test lab reproduce bench export clean
 setup: $(SETUP)
 
 $(SETUP): settings.ini setup.py pyproject.toml
@@ -35,6 +36,9 @@ test: $(SETUP)
 TABLE ?= main_table
 reproduce: $(SETUP)
 	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
+
+bench: $(SETUP)
+	$(BIN)/rded bench $(STAGE) $(if $(DATA),--data $(DATA)) $(if $(OBSERVER),--observer $(OBSERVER)) --out reports/results
 
 lab: $(SETUP)
 	$(BIN)/jupyter lab nbs
