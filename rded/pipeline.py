@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'train_set', 'result', 'method_of',
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished',
            'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #1e1a9d3b
+# %% ../nbs/41_pipeline.ipynb #f05a99fc
 import platform
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from .select import looks_at
 from .sre2l import sre2l
 from .student import train_student
 
-# %% ../nbs/41_pipeline.ipynb #122eea64
+# %% ../nbs/41_pipeline.ipynb #fd4547d0
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -50,7 +50,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #09cefd09
+# %% ../nbs/41_pipeline.ipynb #10ce98b7
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -71,7 +71,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #615c056f
+# %% ../nbs/41_pipeline.ipynb #9c353eeb
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -129,7 +129,7 @@ def describe(observer):
     if isinstance(observer, dict): return observer
     return {'name': observer.name, 'arch': observer.arch, 'sha256': observer.sha256, 'top1': observer.top1} if observer else None
 
-# %% ../nbs/41_pipeline.ipynb #adb6ab9e
+# %% ../nbs/41_pipeline.ipynb #4fe361db
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -159,7 +159,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #ca189f9f
+# %% ../nbs/41_pipeline.ipynb #8a9262c4
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
@@ -176,8 +176,8 @@ def run(
     progress=None, log=print
 ) -> list:                      # results, one a cell
     "Run a recipe for every method and seed; finished cells are skipped, so that it can be stopped and started again."
-    from rded.recipes import get
-    recipe, out = get(recipe) if isinstance(recipe, str) else recipe, Path(out)
+    from rded.recipes import get, stated
+    recipe, out = stated(get(recipe) if isinstance(recipe, str) else recipe), Path(out)
     for method in methods:
         if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     images, val = datasets.load(data, 'train', download), datasets.load(data, 'val', download)

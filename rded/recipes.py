@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['TILES', 'MIXES', 'RATES', 'BATCHES', 'SMALL', 'LARGE', 'OBSERVERS', 'RECOVERIES', 'CITABLE', 'FASTAI', 'DATASETS',
            'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES', 'Training', 'plain_name', 'learning_rate', 'batch_size',
-           'paper_training', 'changed', 'ObserverTraining', 'observer_training', 'Recovery', 'recovery_of', 'Published',
-           'published_rows', 'published', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny',
-           'get']
+           'paper_training', 'changed', 'stated', 'ObserverTraining', 'observer_training', 'Recovery', 'recovery_of',
+           'Published', 'published_rows', 'published', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of',
+           'cell', 'tiny', 'get']
 
-# %% ../nbs/40_recipes.ipynb #52626f22
+# %% ../nbs/40_recipes.ipynb #90ae4700
 import csv, difflib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #56e7ae8b
+# %% ../nbs/40_recipes.ipynb #b0a30892
 TILES = ('rows-and-columns', 'all', 'none')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
          'mixup': dict(mix_alpha=0.8, temperature=4.0),
@@ -60,7 +60,7 @@ class Training:
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES)
         if not self.lr > 0: raise ValueError(f'training: lr is {self.lr}: give a rate above 0')
 
-# %% ../nbs/40_recipes.ipynb #674e8788
+# %% ../nbs/40_recipes.ipynb #74201187
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -76,7 +76,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #15a56fdb
+# %% ../nbs/40_recipes.ipynb #9a0dae33
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -88,7 +88,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #27976d46
+# %% ../nbs/40_recipes.ipynb #9bd0ef7b
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -105,14 +105,19 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #712d3bd0
+# %% ../nbs/40_recipes.ipynb #0d4cb83d
 def changed(settings, **values):
     "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
     told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
-# %% ../nbs/40_recipes.ipynb #ebfcf745
+# %% ../nbs/40_recipes.ipynb #87d5bcab
+def stated(recipe):
+    "The recipe with its smallest crop written down, 1/factor, which then holds for sets of whole images, too."
+    return replace(recipe, training=replace(recipe.training, min_scale=recipe.training.min_scale or 1 / recipe.factor))
+
+# %% ../nbs/40_recipes.ipynb #df7d0a59
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -160,7 +165,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #32ed3e52
+# %% ../nbs/40_recipes.ipynb #82d56424
 @dataclass(frozen=True)
 class Recovery:
     "How SRe2L optimises images; rates are per pixel after normalisation."
@@ -188,7 +193,7 @@ def recovery_of(dataset=None, size=32):
     like = 'CIFAR-10' if size < 64 else 'Tiny-ImageNet' if size < 128 else 'ImageNet-1K'
     return RECOVERIES.get(dataset, RECOVERIES[like])
 
-# %% ../nbs/40_recipes.ipynb #f9c581a5
+# %% ../nbs/40_recipes.ipynb #eceb59a1
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -225,7 +230,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #514854ca
+# %% ../nbs/40_recipes.ipynb #3a472122
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -285,7 +290,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #bd797c71
+# %% ../nbs/40_recipes.ipynb #a7ef836e
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -320,7 +325,7 @@ def dataset_of(name):
     plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
     return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
 
-# %% ../nbs/40_recipes.ipynb #d27b34e9
+# %% ../nbs/40_recipes.ipynb #ef49ec33
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -346,7 +351,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #3ed23680
+# %% ../nbs/40_recipes.ipynb #05f19372
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):

@@ -9,17 +9,17 @@ __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'GMACS', 'TR
            'parameters_of', 'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'spell', 'plan', 'obstacle',
            'described', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
 
-# %% ../nbs/44_reproduce.ipynb #fe63b35a
+# %% ../nbs/44_reproduce.ipynb #54088fb0
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .files import Log, atomic_file, locked, read_json, write_json
-from .recipes import DATASETS, cell, changed, citable, dataset_of, plain_name, published, tiny
+from .recipes import DATASETS, cell, changed, citable, dataset_of, plain_name, published, stated, tiny
 from .report import Stat, cells, difference, markdown, read_results, stat
 
-# %% ../nbs/44_reproduce.ipynb #0163757b
+# %% ../nbs/44_reproduce.ipynb #36d80449
 @dataclass(frozen=True)
 class Table:
     "A table of the paper: what it claims, the values of its cells, and the recipe of each."
@@ -38,7 +38,7 @@ def _main(small, dataset, network, ipc):
     made = cell(dataset, network, ipc)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #f754569d
+# %% ../nbs/44_reproduce.ipynb #6109414f
 OBSERVERS = ('resnet18', 'resnet50', 'efficientnet_b0', 'mobilenet_v2', 'vgg11', 'swin_v2_t')
 STUDENTS = (*OBSERVERS, 'resnet101', 'timm:deit_tiny_patch16_224', 'swin_t', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny')
 NAMES = {'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny', 'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
@@ -56,7 +56,7 @@ def _cross(small, teacher, student, dataset='ImageNet-1K', ipc=10):
     if cell(dataset, 'resnet18', ipc).observer_weights: made = replace(made, observer_weights=f'torchvision:{plain_name(observer)}', observer_training=None)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #1bcc4494
+# %% ../nbs/44_reproduce.ipynb #07679a9f
 ABLATIONS = {'patches': (1, 4, 9, 16), 'preselect': (50, 100, 300, 600), 'crops': (1, 5, 10, 20), 'labels': ('region', 'fixed', 'hard')}
 
 def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=10):
@@ -69,7 +69,7 @@ def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=1
     made = replace(base, name=f'{base.name}-{axis}{value}', **{field: set_to})
     return replace(made, preselect=max(made.preselect, made.factor ** 2 * made.ipc)) if axis == 'patches' else made
 
-# %% ../nbs/44_reproduce.ipynb #1c97f368
+# %% ../nbs/44_reproduce.ipynb #2c327d78
 def _large(small, dataset, ipc, network='resnet18'):
     made = _main(small, dataset, network, ipc)
     drawn = max(made.preselect, made.factor ** 2 * made.ipc)
@@ -99,11 +99,10 @@ def recipe_of(
     observer_epochs=0, # of an observer that is trained; 0: the recipe's own
     **values,       # of the cell's parameters
 ):
-    "The recipe of one cell. Its smallest crop is stated, 1/factor: random whole images, which have no patches, are then cropped as RDED's are."
-    made = table_of(table).recipe(small, **values)
-    views = replace(made.training, min_scale=made.training.min_scale or 1 / made.factor)
+    "The recipe of one cell."
+    made = stated(table_of(table).recipe(small, **values))
     eyes = made.observer_training and changed(made.observer_training, epochs=observer_epochs or None)
-    return replace(made, training=changed(views, epochs=epochs or None), observer_training=eyes)
+    return replace(made, training=changed(made.training, epochs=epochs or None), observer_training=eyes)
 
 def published_for(table, recipe):
     "What was published for this cell, or None: for the recipe as it is, not for a variant of it or another training."
@@ -112,7 +111,7 @@ def published_for(table, recipe):
         found = published(source, recipe.dataset, recipe.ipc, 'RDED', cite(recipe.observer), cite(recipe.student))
         if found: return found
 
-# %% ../nbs/44_reproduce.ipynb #2351b582
+# %% ../nbs/44_reproduce.ipynb #8ec5c832
 def verdict(ours, theirs):
     "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
     if ours is None: return 'not run'
@@ -120,7 +119,7 @@ def verdict(ours, theirs):
     gap, spread = difference(ours, theirs.top1, theirs.std)
     return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
 
-# %% ../nbs/44_reproduce.ipynb #fb969b9e
+# %% ../nbs/44_reproduce.ipynb #47dc5214
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -162,7 +161,7 @@ def stands(file, recipe, labels='region'):
         if found.get(key) != value: raise ValueError(f'{file} is a result of other settings ({key} {found.get(key)}, now {value}): choose another --out, or remove the file')
     return True
 
-# %% ../nbs/44_reproduce.ipynb #f07bb2d2
+# %% ../nbs/44_reproduce.ipynb #8ffdbc20
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
     if dataset_of(name) == dataset: return 2
@@ -180,7 +179,7 @@ def data_for(recipe, root, download=False):
     if len(best) > 1: raise ValueError(f'--data {root}: {" and ".join(Path(p).name for p in best)} are both {recipe.dataset}: give one of them as --data')
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
-# %% ../nbs/44_reproduce.ipynb #73193379
+# %% ../nbs/44_reproduce.ipynb #ff414f3e
 def observer_file(folder, recipe, data, seed=0):
     "Where the observer of a recipe on these data is kept; None for released weights."
     t = recipe.observer_training
@@ -207,7 +206,7 @@ def shared_observer(
         models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
     return str(file)
 
-# %% ../nbs/44_reproduce.ipynb #9531e573
+# %% ../nbs/44_reproduce.ipynb #183e74f1
 def run_recipe(
     recipe, data,
     out,                        # folder of results, sets and observers
@@ -250,7 +249,7 @@ def _run_fixed(recipe, data, eyes, out, seeds, methods, download, how):
         results.append(read_json(file))
     return results
 
-# %% ../nbs/44_reproduce.ipynb #067176a9
+# %% ../nbs/44_reproduce.ipynb #994a4eff
 def rows(
     table,          # a name in TABLES
     out,            # folder of results
@@ -303,7 +302,7 @@ def sources(table, shown):
     said = dict.fromkeys(r['published'].source for r in shown if r['published'])
     return f'Published: {"; ".join(said)}.' if said else ''
 
-# %% ../nbs/44_reproduce.ipynb #37b553ab
+# %% ../nbs/44_reproduce.ipynb #6327814d
 def notebook_of(table):
     "The notebook of a table; `ValueError` where the package was installed without its notebooks."
     here = Path(__file__).parent if '__file__' in globals() else Path('rded').resolve()
@@ -330,7 +329,7 @@ def check_parameters(notebook, given):
             raise ValueError(f'{Path(notebook).name}: {name} is {value!r}: give a {wanted.__name__}, as {known[name]!r}')
     return given
 
-# %% ../nbs/44_reproduce.ipynb #561b05fa
+# %% ../nbs/44_reproduce.ipynb #efed1d5d
 GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
@@ -370,7 +369,7 @@ def spell(seconds):
         if seconds >= above: return f'{seconds / length:.1f} {unit}' if unit != 'min' else f'{seconds / 60:.0f} min'
     return f'{seconds:.0f} s'
 
-# %% ../nbs/44_reproduce.ipynb #52a140e8
+# %% ../nbs/44_reproduce.ipynb #d1aae478
 def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, observer_epochs=0, download=False):
     "The table's jobs, in its order."
     return [Job(table, values, r, tuple(methods), tuple(seeds), data_for(r, root, download))
@@ -403,7 +402,7 @@ def described(jobs, out, device='cpu', workers=1, observers=None, given=None):
     lines.append(f'{len(jobs)} cells; time left about {spell(total / rate / workers)} on {workers} worker{"s" * (workers > 1)} ({basis}); disk {disk / 1e6:.0f} MB; downloads: {", ".join(sorted(fetched)) or "none"}')
     return lines
 
-# %% ../nbs/44_reproduce.ipynb #a78000af
+# %% ../nbs/44_reproduce.ipynb #78f6f7ed
 def _running(output): return output.with_name(f'.running-{output.name}')
 
 def execute(notebook, output, parameters):
@@ -448,7 +447,7 @@ def work():
     print('\n' + json.dumps(answer), flush=True)
     os._exit(0)
 
-# %% ../nbs/44_reproduce.ipynb #89c54b1d
+# %% ../nbs/44_reproduce.ipynb #22b456bb
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
@@ -538,7 +537,7 @@ class Runner:
             raise
         return self
 
-# %% ../nbs/44_reproduce.ipynb #e8352cdf
+# %% ../nbs/44_reproduce.ipynb #3d0cd58e
 def devices_here(device='auto'):
     "One worker a GPU, or one on the CPU."
     import torch

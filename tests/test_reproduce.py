@@ -316,3 +316,12 @@ def test_a_set_from_elsewhere_gets_a_row_beside_ours(tmp_path, capsys):
         assert run(*train, *more) == 2 and words in capsys.readouterr().err
     without = [a for a in train if a not in ('--recipe', recipe)]
     assert run(*without) == 2 and 'give --student, a network, or --recipe' in capsys.readouterr().err
+
+
+def test_whole_images_are_cropped_as_stitched_ones(tmp_path, monkeypatch):
+    "Within a cell every set is seen through the same views, though whole images have no factor."
+    from rded import pipeline
+    seen, train = [], pipeline.train_student
+    monkeypatch.setattr(pipeline, 'train_student', lambda net, distilled, labels, training, *more, **how: seen.append((distilled.factor, training.min_scale)) or train(net, distilled, labels, training, *more, **how))
+    pipeline.run('imagenette-conv5-ipc1-tiny', 'digits', out=tmp_path, log=lambda text: None)
+    assert seen == [(2, 0.5), (1, 0.5)]
