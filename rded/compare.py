@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['labels_of', 'Cell', 'variant', 'with_epochs', 'Comparison', 'difference', 'spoken', 'rows']
 
-# %% ../nbs/48_compare.ipynb #460f55f2
+# %% ../nbs/48_compare.ipynb #91d2a393
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from .distilled import DistilledSet
 from .evaluate import mean_std, paired_difference
 from .files import read_json, write_json
 from .labels import FixedLabels, HardLabels, LiveLabels, StoredLabels, relabel
-from .recipes import changed
+from .recipes import changed, stated
 from .report import check_result
 
-# %% ../nbs/48_compare.ipynb #e666c495
+# %% ../nbs/48_compare.ipynb #a9258266
 def labels_of(
     kind,      # 'hard', 'fixed', 'region', or 'views10' for 10 recorded epochs of views
     made,      # DistilledSet
@@ -34,7 +34,7 @@ def labels_of(
     if not kind.startswith('views') or not kind[5:].isdigit(): raise ValueError(f'labels {kind!r}: choose hard, fixed, region or viewsN, as views10')
     return StoredLabels(relabel(made, observer, training, int(kind[5:]), seed, Path(folder, kind), device=device).path, reuse=True)
 
-# %% ../nbs/48_compare.ipynb #facd1e00
+# %% ../nbs/48_compare.ipynb #d4aeae8e
 @dataclass(frozen=True)
 class Cell:
     "One training: which recipe, whose set, which labels, which seed."
@@ -72,7 +72,7 @@ def with_epochs(
     training = changed(recipe.training, epochs=epochs or None)
     return replace(recipe, training=replace(training, evaluate_from=1.0) if last_only else training)
 
-# %% ../nbs/48_compare.ipynb #f289fade
+# %% ../nbs/48_compare.ipynb #2ca663e6
 def _expect(file, there, asked):
     for key, value in asked.items():
         if there[key] != value: raise ValueError(f'{file} was made by another run ({key} {there[key]}, now {value}): choose another out, or remove it')
@@ -105,7 +105,7 @@ class Comparison:
 
     def result(self, cell, scorer=None, observer=None):
         "The cell's result: read, or trained and written. `observer` labels, the comparison's where None."
-        eyes, file, training = observer or self.observer, self.out / 'results' / f'{cell.name}.json', cell.recipe.training
+        eyes, file, training = observer or self.observer, self.out / 'results' / f'{cell.name}.json', stated(cell.recipe).training  # whole images are cropped as stitched ones
         if not file.exists():
             made = self.made(cell, scorer)
             labels = labels_of(cell.labels, made, eyes, training, cell.seed, self.out / 'labels' / cell.name, self.device)
@@ -121,7 +121,7 @@ class Comparison:
         cells = list(cells)
         return {cell: self.result(cell, **how) for cell in (self.progress or (lambda it, *_: it))(cells, 'cells', len(cells))}
 
-# %% ../nbs/48_compare.ipynb #48043bed
+# %% ../nbs/48_compare.ipynb #8164c50e
 def difference(
     found,    # {cell: result}
     ours,     # cell; its seed does not matter
