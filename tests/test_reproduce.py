@@ -203,6 +203,7 @@ print(reproduce.shared_observer(reproduce.recipe_of('main_table', True, dataset=
     (['main_table', '--tiny', '--set', 'seeds=1'], 'give it as --seeds'),
     (['main_table', '--tiny', '--set', 'ipc=1'], 'give it as --only'),
     (['main_table', '--tiny', '--only', 'ipc'], 'give key=value'),
+    (['main_table', '--tiny', '--seed', '3'], '--seed does nothing here'),
     (['main_table', '--tiny', '--only', 'ipc=3'], '--only ipc=3: choose from 1, 10, 50'),
     (['main_table', '--tiny', '--only', 'net=conv3'], 'main_table has dataset, network, ipc'),
     (['main_table', '--data', 'nowhere'], 'no such folder'),
