@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 
 import naive
-from rded import baselines, datasets, distilled, patches, score
+from rded import baselines, datasets, distilled, observer, patches, score
 from rded.files import hash64
+
+ROOT = Path(__file__).parents[1]
 
 
 def digits(request): return datasets.load('digits', 'train')
@@ -179,3 +182,39 @@ def test_memory_does_not_grow_with_the_class(imagenette_root):
     run = subprocess.run([sys.executable, '-c', GROWTH, str(imagenette_root)], cwd=os.path.dirname(__file__), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 15  # 3 to 7; 30 and more where one small tensor a chunk is kept
+
+
+@pytest.fixture(scope='module')
+def real(cifar10_root):
+    "(CIFAR-10 as files, the report's observer)."
+    weights = ROOT / 'reports' / 'observers' / 'cifar10-conv3.safetensors'
+    if not weights.exists(): pytest.skip(f'{weights.name} is not here')
+    images = datasets.load(cifar10_root, 'train')
+    return images, observer.get_observer(str(weights), images)
+
+
+def best_ten(found, label):
+    rows = (found.label == label).nonzero()[:, 0]
+    rows = rows[found.score[rows].argsort(descending=True)][:10]
+    return [(i, box) for i, box in zip(found.index[rows].tolist(), found.box[rows].tolist())]
+
+
+def test_bfloat16_screens_and_float32_decides(real):
+    "On real images the ten best of each class are those of float32 throughout, in the same order, and most crops were scored but once."
+    images, eyes = real
+    options = dict(size=32, factor=1, preselect=60)
+    slowly = score.score_images(images, eyes, **options)
+    quickly = score.score_images(images, eyes, **options, exact=10, precision='bfloat16')
+    for label in range(10): assert best_ten(slowly, label) == best_ten(quickly, label)
+    assert 0 < quickly.environment['again'] < 0.3 and quickly.environment['share'] < 0.5
+    assert (slowly.scores != quickly.scores).float().mean() > 0.5
+
+
+def test_the_engine_agrees_with_the_plain_reference_on_real_images(real):
+    "One image at a time against chunks and threads: the ten best of forty are the same ten."
+    images, eyes = real
+    found = score.score_images(images, eyes, size=32, factor=1, preselect=40, exact=10)
+    plain = sorted(naive.candidates(images, eyes, 2, size=32, factor=1, preselect=40, crops=5, canvas='mean', seed=0), key=lambda c: (-c[0], c[1]))[:10]
+    assert {i for i, _ in best_ten(found, 2)} == {i for _, _, _, i, _ in plain}
+    ours = dict(best_ten(found, 2))
+    assert all(ours[i] == list(box) for _, _, _, i, box in plain)
