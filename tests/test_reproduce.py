@@ -326,3 +326,18 @@ def test_whole_images_are_cropped_as_stitched_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, 'train_student', lambda net, distilled, labels, training, *more, **how: seen.append((distilled.factor, training.min_scale)) or train(net, distilled, labels, training, *more, **how))
     pipeline.run('imagenette-conv5-ipc1-tiny', 'digits', out=tmp_path, log=lambda text: None)
     assert seen == [(2, 0.5), (1, 0.5)]
+
+
+@pytest.mark.parametrize('changes, top1', [
+    (dict(recipe='imagenet10-resnet18-ipc10', dataset='ImageNet-10', student='resnet18', arch='resnet18'), 53.3),
+    (dict(recipe='imagenet1k-mobilenet_v2-to-swin_v2_t-ipc10', dataset='ImageNet-1K', student='swin_v2_t', arch='torchvision:mobilenet_v2'), 11.8),
+    (dict(recipe='tinyimagenet-resnet18-ipc100', dataset='Tiny-ImageNet', ipc=100, student='resnet18_modified', arch='resnet18_modified'), 59.9),
+    (dict(recipe='imagenet10-resnet18-ipc10', dataset='ImageNet-10', student='resnet18', arch='resnet18', training='paper, epochs 3'), None),
+    (dict(recipe='imagenet10-resnet18-ipc10', dataset='ImageNet-10', student='resnet18', arch='resnet18', method='SRe2L'), None),
+    (dict(recipe='imagenet10-resnet18-ipc10-crops1', dataset='ImageNet-10', student='resnet18', arch='resnet18'), None)])
+def test_the_report_knows_the_other_tables_numbers(changes, top1):
+    from rded.report import cells
+    base = {'file': 'x', 'method': 'rded', 'training': 'paper', 'ipc': 10, 'updates': 1, 'images_seen': 1, 'split': 'val', 'n': 1, 'seed': 0, 'top1': 1.0}
+    result = {**base, **{k: v for k, v in changes.items() if k != 'arch'}, 'observer': {'name': 'o', 'sha256': None, 'top1': None, 'arch': changes['arch']}}
+    found = cells([result])[0].published
+    assert (found and found.top1) == top1
