@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['labels_of', 'Cell', 'variant', 'with_epochs', 'Comparison', 'difference', 'spoken', 'rows']
 
-# %% ../nbs/48_compare.ipynb #91d2a393
+# %% ../nbs/48_compare.ipynb #c4c4c79a
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .labels import FixedLabels, HardLabels, LiveLabels, StoredLabels, relabel
 from .recipes import changed, stated
 from .report import check_result
 
-# %% ../nbs/48_compare.ipynb #a9258266
+# %% ../nbs/48_compare.ipynb #19636749
 def labels_of(
     kind,      # 'hard', 'fixed', 'region', or 'views10' for 10 recorded epochs of views
     made,      # DistilledSet
@@ -34,7 +34,7 @@ def labels_of(
     if not kind.startswith('views') or not kind[5:].isdigit(): raise ValueError(f'labels {kind!r}: choose hard, fixed, region or viewsN, as views10')
     return StoredLabels(relabel(made, observer, training, int(kind[5:]), seed, Path(folder, kind), device=device).path, reuse=True)
 
-# %% ../nbs/48_compare.ipynb #d4aeae8e
+# %% ../nbs/48_compare.ipynb #d441cbc5
 @dataclass(frozen=True)
 class Cell:
     "One training: which recipe, whose set, which labels, which seed."
@@ -72,7 +72,7 @@ def with_epochs(
     training = changed(recipe.training, epochs=epochs or None)
     return replace(recipe, training=replace(training, evaluate_from=1.0) if last_only else training)
 
-# %% ../nbs/48_compare.ipynb #2ca663e6
+# %% ../nbs/48_compare.ipynb #03e3d562
 def _expect(file, there, asked):
     for key, value in asked.items():
         if there[key] != value: raise ValueError(f'{file} was made by another run ({key} {there[key]}, now {value}): choose another out, or remove it')
@@ -85,7 +85,7 @@ class Comparison:
                  recipe,          # whose observer is trained where none is given, and whose size the images have
                  observer=None,   # file or name
                  *,
-                 device='cpu', workers=2, precision='float32', note=None, command='rded.compare', download=False, progress=None):
+                 device='cpu', workers=2, precision='auto', note=None, command='rded.compare', download=False, progress=None):
         self.out, self.device, self.workers, self.progress = Path(out), device, workers, progress
         self.images, val = (datasets.load(data or recipe.data, split, download) for split in ('train', 'val'))
         self.val = val if val.x is not None and val.x.shape[-1] == recipe.size else val.in_memory(recipe.size, workers)
@@ -108,8 +108,9 @@ class Comparison:
         eyes, file, training = observer or self.observer, self.out / 'results' / f'{cell.name}.json', stated(cell.recipe).training  # whole images are cropped as stitched ones
         if not file.exists():
             made = self.made(cell, scorer)
-            labels = labels_of(cell.labels, made, eyes, training, cell.seed, self.out / 'labels' / cell.name, self.device)
-            write_json(file, pipeline.train_set(made, None, self.val, cell.recipe.student, training, cell.seed, recipe=cell.recipe, labels=labels, **self.how)[1])
+            plain = cell.labels in ('hard', 'region')  # the pipeline's own, in whatever precision it takes
+            labels = None if plain else labels_of(cell.labels, made, eyes, training, cell.seed, self.out / 'labels' / cell.name, self.device)
+            write_json(file, pipeline.train_set(made, eyes if cell.labels == 'region' else None, self.val, cell.recipe.student, training, cell.seed, recipe=cell.recipe, labels=labels, **self.how)[1])
         found = check_result(read_json(file), file)
         by = found['observer'] and found['observer']['sha256']
         _expect(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], n=found['n'], observer=by),
@@ -121,7 +122,7 @@ class Comparison:
         cells = list(cells)
         return {cell: self.result(cell, **how) for cell in (self.progress or (lambda it, *_: it))(cells, 'cells', len(cells))}
 
-# %% ../nbs/48_compare.ipynb #8164c50e
+# %% ../nbs/48_compare.ipynb #e32027c5
 def difference(
     found,    # {cell: result}
     ours,     # cell; its seed does not matter
