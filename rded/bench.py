@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'photographs', 'piece', 'as_jpeg', 'make_folder', 'CropFiles',
-           'published_scores', 'ViewFiles', 'published_epoch', 'scaled_observer', 'the_eyes', 'published_scoring',
-           'published_training', 'training_set', 'subset_of_classes', 'FirstClasses', 'our_scoring', 'our_training',
-           'our_distilling', 'recipe_of', 'forward_alone', 'decoding_alone', 'flops', 'matrix_rate', 'serve', 'Side',
-           'in_turn', 'job_of', 'floors', 'command_time', 'reset_peak', 'resident_peak', 'grow', 'imagenet_shaped',
-           'Busy', 'scoring_at_scale', 'training_at_scale', 'gpu', 'run', 'one_stage', 'growth', 'spoken']
+           'published_scores', 'ViewFiles', 'published_epoch', 'WholeFiles', 'published_steps', 'published_accuracy',
+           'scaled_observer', 'the_eyes', 'published_scoring', 'published_training', 'training_set', 'some_images',
+           'published_observer', 'published_evaluation', 'subset_of_classes', 'FirstClasses', 'our_scoring',
+           'our_training', 'our_observer', 'our_evaluation', 'our_distilling', 'recipe_of', 'forward_alone',
+           'decoding_alone', 'flops', 'matrix_rate', 'serve', 'Side', 'in_turn', 'job_of', 'floors', 'command_time',
+           'reset_peak', 'resident_peak', 'grow', 'imagenet_shaped', 'Busy', 'scoring_at_scale', 'training_at_scale',
+           'gpu', 'run', 'one_stage', 'growth', 'spoken']
 
-# %% ../nbs/45_bench.ipynb #ec15c8f2
+# %% ../nbs/45_bench.ipynb #6cb65c79
 import json
 import os
 import statistics
@@ -30,14 +32,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from . import datasets, models, pipeline, recipes, score, student
+from . import datasets, models, observer, pipeline, recipes, score, student
+from .evaluate import evaluate
 from .files import write_json
 from .labels import LiveLabels, soft_loss
 from .observer import Observer, get_observer
 from .report import BENCH
 from .views import draw_views
 
-# %% ../nbs/45_bench.ipynb #922cd395
+# %% ../nbs/45_bench.ipynb #bad22da8
 def photographs():
     "scikit-learn's two photographs, as Pillow images."
     from PIL import Image
@@ -71,7 +74,7 @@ def make_folder(root, classes, images, width, height, kilobytes=None, seed=0):
     if not Path(root, 'val').exists(): Path(root, 'val').symlink_to('train', target_is_directory=True)
     return Path(root)
 
-# %% ../nbs/45_bench.ipynb #fb5f72eb
+# %% ../nbs/45_bench.ipynb #e31fc386
 class CropFiles(Dataset):
     "K random crops of each file of a class, normalised."
     def __init__(self, files, crops, size):
@@ -131,7 +134,33 @@ def published_epoch(teacher, net, loader, optimizer, temperature):
         losses.append(loss.item())
     return statistics.fmean(losses)
 
-# %% ../nbs/45_bench.ipynb #425530be
+# %% ../nbs/45_bench.ipynb #ba8c279b
+class WholeFiles(Dataset):
+    "Whole images and labels, shifted and flipped where they are for training, normalised."
+    def __init__(self, images, root, train):
+        from torchvision import transforms
+        self.files, self.y = [Path(root, s) for s in images.sources], images.y.tolist()
+        moved = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if train else []
+        self.show = transforms.Compose([*moved, transforms.ToTensor(), transforms.Normalize(models.IMAGENET_MEAN, models.IMAGENET_STD)])
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i):
+        from PIL import Image
+        with Image.open(self.files[i]) as img: return self.show(img.convert('RGB')), self.y[i]
+
+def published_steps(net, loader, optimizer):
+    "An epoch of supervised training."
+    for x, y in loader:
+        loss = F.cross_entropy(net(x), y, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+@torch.no_grad()
+def published_accuracy(net, loader):
+    "Percent of images recognised."
+    return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
+
+# %% ../nbs/45_bench.ipynb #bcd8b15b
 def scaled_observer(arch, images, size, spread=4.0):
     "An observer with random weights whose last layer is scaled until its logits spread as far as a trained network's: enough for timing."
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
@@ -171,7 +200,26 @@ def training_set(job):
     training = recipes.paper_training(job['student'], job['ipc'], len(images.classes), None, len(rows))
     return made, the_eyes(job, images), training
 
-# %% ../nbs/45_bench.ipynb #24deb7c8
+# %% ../nbs/45_bench.ipynb #330d9727
+def some_images(job, split='train'):
+    "As many images of every class as the job has."
+    images = datasets.load(job['data'], split)
+    return images.subset([i for c in range(len(images.classes)) for i in images.of_class(c)[:job['images']].tolist()])
+
+def published_observer(job):
+    images, training = some_images(job), recipes.observer_training(job['arch'], 'CIFAR-10', job['size'])
+    loader = DataLoader(WholeFiles(images, job['data'], True), batch_size=training.batch_size, shuffle=True, drop_last=True, num_workers=job['workers'])
+    net = models.build(job['arch'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).train()
+    optimizer = torch.optim.SGD(net.parameters(), training.lr, training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay)
+    return lambda: published_steps(net, loader, optimizer)
+
+def published_evaluation(job):
+    images = some_images(job, 'val')
+    loader = DataLoader(WholeFiles(images, Path(job['data']), False), batch_size=100, num_workers=job['workers'])
+    net = models.build(job['student'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).eval()
+    return lambda: published_accuracy(net, loader) and None
+
+# %% ../nbs/45_bench.ipynb #9637a435
 def subset_of_classes(images, classes):
     "The images of the first classes, with those classes alone."
     some = images.subset([i for c in range(classes) for i in images.of_class(c).tolist()])
@@ -201,6 +249,19 @@ def our_training(job):
         return {'precision': precision}
     return epoch
 
+def our_observer(job):
+    images = some_images(job).in_memory(job['size'], 2)
+    training = recipes.changed(recipes.observer_training(job['arch'], 'CIFAR-10', job['size']), precision=models.pick_precision(job['precision'], job['device']))
+    net = models.build(job['arch'], len(images.classes), job['size']).to(job['device'])
+    optimizer = torch.optim.SGD(net.parameters(), training.lr, training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay)
+    generator = torch.Generator().manual_seed(0)
+    return lambda: observer.train_epoch(net, images, optimizer, training, 0, generator, job['device'], 0) and None
+
+def our_evaluation(job):
+    images = some_images(job, 'val').in_memory(job['size'], 2)
+    net, precision = models.build(job['student'], len(images.classes), job['size']).to(job['device']).eval(), models.pick_precision(job['precision'], job['device'])
+    return lambda: evaluate(net, images, device=job['device'], precision=precision) and {'precision': precision}
+
 def our_distilling(job):
     images = datasets.load(job['data'], 'train')
     eyes, recipe = the_eyes(job, images), recipe_of(job, images)
@@ -211,7 +272,7 @@ def recipe_of(job, images):
     base = recipes.get('digits-conv3-ipc10')
     return replace(base, name='bench', classes=len(images.classes), size=job['size'], ipc=job['ipc'], factor=job['factor'], preselect=job['images'], crops=job['crops'])
 
-# %% ../nbs/45_bench.ipynb #cf169cc2
+# %% ../nbs/45_bench.ipynb #2f2f49ce
 def forward_alone(job):
     "The observer on as many crops as the job has, and nothing else."
     images = datasets.load(job['data'], 'train')
@@ -252,8 +313,9 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
         times.append(time.perf_counter() - start)
     return 2 * side ** 3 / min(times)
 
-# %% ../nbs/45_bench.ipynb #98e2eea1
+# %% ../nbs/45_bench.ipynb #2dbe5767
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
+         'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
          'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
 
 def serve(side, job, turns=sys.stdin, out=sys.stdout):
@@ -306,7 +368,7 @@ def in_turn(
     first = results[sides[0]]['median']
     return {**results, 'ratios': {side: round(first / results[side]['median'], 3) for side in sides[1:]}}
 
-# %% ../nbs/45_bench.ipynb #93538cf2
+# %% ../nbs/45_bench.ipynb #e019fb9c
 CIFAR = dict(arch='conv3', student='conv3', size=32, factor=1, classes=2, images=300, crops=5, ipc=10, precision='auto', device='cpu')
 LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=12, crops=5, ipc=1, precision='auto', device='cpu')
 STAGES = {
@@ -314,20 +376,22 @@ STAGES = {
     'score-large': (LARGE, ('published scoring', 'our scoring', 'forward alone', 'decoding alone')),
     'train-ipc10': (CIFAR, ('published training', 'our training')),
     'train-ipc50': (dict(CIFAR, ipc=50), ('published training', 'our training')),
+    'observer': (dict(CIFAR, images=500), ('published observer', 'our observer')),
+    'evaluate': (dict(CIFAR, images=300), ('published evaluation', 'our evaluation')),
     'distill': (dict(CIFAR, classes=10), ('our distilling', 'forward alone'))}
 
-def job_of(stage, data=None, observer=None, folder=None, workers=None, **changes):
+def job_of(stage, data=None, weights=None, folder=None, workers=None, **changes):
     "The job and the sides of a stage; images are made where no data are given, and then the observer has random weights."
     if stage not in STAGES: raise ValueError(f'stage {stage!r}: choose from {", ".join(STAGES)}, growth, gpu')
     job, sides = STAGES[stage]
     job = dict(job, **changes)
     if stage == 'score-large' or not data:
-        observer, classes = None, {'score-large': job['classes']}.get(stage, 10)
+        weights, classes = None, {'score-large': job['classes']}.get(stage, 10)
         small = stage != 'score-large'
         data = make_folder(Path(folder, 'small' if small else 'large'), classes, job['images'], *((32, 32) if small else (500, 400)), None if small else 110) \
             if not Path(folder, 'small' if small else 'large').exists() else Path(folder, 'small' if small else 'large')
     training = stage.startswith('train')
-    return dict(job, data=str(data), observer=observer and str(observer), workers=0 if training else len(os.sched_getaffinity(0)) if workers is None else workers), sides
+    return dict(job, data=str(data), observer=weights and str(weights), workers=0 if training else len(os.sched_getaffinity(0)) if workers is None else workers), sides
 
 def floors(job, sides):
     "What the forward pass costs, and at what rate the machine multiplies."
@@ -350,7 +414,7 @@ def command_time(job, turns=3):
             seconds.append(time.perf_counter() - start)
     return {'seconds': [round(s, 3) for s in seconds], 'median': statistics.median(seconds)}
 
-# %% ../nbs/45_bench.ipynb #d82506bd
+# %% ../nbs/45_bench.ipynb #277e6046
 GROWTH = {'images': [75, 150, 300, 600], 'classes': [1, 2, 4, 8], 'ipc': [5, 10, 20, 40], 'crops': [2, 4, 8, 16], 'resolution': [16, 32, 64, 128]}
 
 def reset_peak() -> bool:
@@ -383,7 +447,7 @@ def grow(axis, values, folder, repeats=3):
         rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': round(resident_peak(), 1) if known else None})
     return rows
 
-# %% ../nbs/45_bench.ipynb #f6bedc65
+# %% ../nbs/45_bench.ipynb #365d24cf
 def _some_jpegs(task):
     folder, first, count, quality, seed = task
     photos, rng = photographs(), np.random.default_rng(seed)
@@ -457,12 +521,12 @@ def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, **shape)
     found = {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
     return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
 
-# %% ../nbs/45_bench.ipynb #0bf4dff1
+# %% ../nbs/45_bench.ipynb #7fe2497c
 def run(
     stages=(*STAGES, 'growth'),
     out='out/bench',       # folder: bench-STAGE.json
     data=None,             # DATA of 32-pixel images for all stages but score-large; made of photographs where None
-    observer=None,         # for them; random weights where None
+    weights=None,          # an observer's file for them; random weights where None
     turns=5,
     log=print,
     **changes,             # of the jobs: classes, images, …
@@ -473,14 +537,14 @@ def run(
         for stage in stages:
             if stage == 'growth': found = growth(folder, log)
             elif stage == 'gpu': found = gpu(Path(folder, 'gpu'), log, **changes)
-            else: found = one_stage(stage, data, observer, folder, turns, log, changes)
+            else: found = one_stage(stage, data, weights, folder, turns, log, changes)
             device = changes.get('device', 'cuda' if stage == 'gpu' else 'cpu')
             results[stage] = {'format': BENCH, 'stage': stage, **found, 'environment': pipeline.environment(device), 'commit': pipeline.commit()}
             write_json(Path(out, f'bench-{stage}.json'), results[stage])
     return results
 
-def one_stage(stage, data, observer, folder, turns, log, changes):
-    job, sides = job_of(stage, data, observer, folder, **changes)
+def one_stage(stage, data, weights, folder, turns, log, changes):
+    job, sides = job_of(stage, data, weights, folder, **changes)
     found = {'job': {k: v for k, v in job.items() if k not in ('data', 'observer')}, 'data': 'real' if data and stage != 'score-large' else 'photographs',
              'observer': Path(job['observer']).name if job['observer'] else 'random weights'}
     for name, tuned in (('as it stands', False), ('allocator tuned', True)):
