@@ -12,7 +12,7 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'photographs', 'piece'
            'reset_peak', 'resident_peak', 'grow', 'imagenet_shaped', 'Busy', 'scoring_at_scale', 'training_at_scale',
            'gpu', 'run', 'one_stage', 'growth', 'spoken']
 
-# %% ../nbs/45_bench.ipynb #6cb65c79
+# %% ../nbs/45_bench.ipynb #b3f7ce27
 import json
 import os
 import statistics
@@ -37,10 +37,11 @@ from .evaluate import evaluate
 from .files import write_json
 from .labels import LiveLabels, soft_loss
 from .observer import Observer, get_observer
+from .patches import place
 from .report import BENCH
 from .views import draw_views
 
-# %% ../nbs/45_bench.ipynb #bad22da8
+# %% ../nbs/45_bench.ipynb #a8cded54
 def photographs():
     "scikit-learn's two photographs, as Pillow images."
     from PIL import Image
@@ -74,7 +75,7 @@ def make_folder(root, classes, images, width, height, kilobytes=None, seed=0):
     if not Path(root, 'val').exists(): Path(root, 'val').symlink_to('train', target_is_directory=True)
     return Path(root)
 
-# %% ../nbs/45_bench.ipynb #e31fc386
+# %% ../nbs/45_bench.ipynb #9137a349
 class CropFiles(Dataset):
     "K random crops of each file of a class, normalised."
     def __init__(self, files, crops, size):
@@ -134,7 +135,7 @@ def published_epoch(teacher, net, loader, optimizer, temperature):
         losses.append(loss.item())
     return statistics.fmean(losses)
 
-# %% ../nbs/45_bench.ipynb #ba8c279b
+# %% ../nbs/45_bench.ipynb #31badf93
 class WholeFiles(Dataset):
     "Whole images and labels, shifted and flipped where they are for training, normalised."
     def __init__(self, images, root, train):
@@ -160,19 +161,20 @@ def published_accuracy(net, loader):
     "Percent of images recognised."
     return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
 
-# %% ../nbs/45_bench.ipynb #bcd8b15b
-def scaled_observer(arch, images, size, spread=4.0):
-    "An observer with random weights whose last layer is scaled until its logits spread as far as a trained network's: enough for timing."
+# %% ../nbs/45_bench.ipynb #e57b8abb
+def scaled_observer(arch, images, size, factor=1, spread=4.0):
+    "An observer with random weights whose last layer is scaled until its answers to patches differ as much as a trained network's: enough for timing."
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
-    few = [i for c in range(len(images.classes)) for i in images.of_class(c)[:4].tolist()][:64]
+    few = [i for c in range(len(images.classes)) for i in images.of_class(c)[:40].tolist()][:80]
+    x = place(images.batch(few, size // factor), size, 'mean', net.mean.flatten())
     with torch.no_grad():
-        logits = net(images.batch(few, size))
-        head = models.last_linear(net.body)
-        head.weight.mul_(spread / logits.std()), head.bias.sub_(logits.mean(0)).mul_(spread / logits.std())
+        logits = net(x)
+        head, times = models.last_linear(net.body), spread / (logits - logits.mean(0)).std()
+        head.weight.mul_(times), head.bias.sub_(logits.mean(0)).mul_(times)
     return get_observer(net, images)
 
 def the_eyes(job, images):
-    return get_observer(job['observer'], images, size=job['size']) if job.get('observer') else scaled_observer(job['arch'], images, job['size'])
+    return get_observer(job['observer'], images, size=job['size']) if job.get('observer') else scaled_observer(job['arch'], images, job['size'], job['factor'])
 
 def published_scoring(job):
     images = datasets.load(job['data'], 'train')
@@ -200,7 +202,7 @@ def training_set(job):
     training = recipes.paper_training(job['student'], job['ipc'], len(images.classes), None, len(rows))
     return made, the_eyes(job, images), training
 
-# %% ../nbs/45_bench.ipynb #330d9727
+# %% ../nbs/45_bench.ipynb #43b85da5
 def some_images(job, split='train'):
     "As many images of every class as the job has."
     images = datasets.load(job['data'], split)
@@ -219,7 +221,7 @@ def published_evaluation(job):
     net = models.build(job['student'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).eval()
     return lambda: published_accuracy(net, loader) and None
 
-# %% ../nbs/45_bench.ipynb #9637a435
+# %% ../nbs/45_bench.ipynb #dd61d71b
 def subset_of_classes(images, classes):
     "The images of the first classes, with those classes alone."
     some = images.subset([i for c in range(classes) for i in images.of_class(c).tolist()])
@@ -272,7 +274,7 @@ def recipe_of(job, images):
     base = recipes.get('digits-conv3-ipc10')
     return replace(base, name='bench', classes=len(images.classes), size=job['size'], ipc=job['ipc'], factor=job['factor'], preselect=job['images'], crops=job['crops'])
 
-# %% ../nbs/45_bench.ipynb #2f2f49ce
+# %% ../nbs/45_bench.ipynb #85f881b6
 def forward_alone(job):
     "The observer on as many crops as the job has, and nothing else."
     images = datasets.load(job['data'], 'train')
@@ -313,20 +315,21 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
         times.append(time.perf_counter() - start)
     return 2 * side ** 3 / min(times)
 
-# %% ../nbs/45_bench.ipynb #2dbe5767
+# %% ../nbs/45_bench.ipynb #4789d31d
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
          'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
          'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
 
 def serve(side, job, turns=sys.stdin, out=sys.stdout):
     "Set a side up, then run it once for every line that comes in."
-    if job.get('tuned'): models.keep_freed_memory()
+    if job.get('tuned') or not side.startswith('published'): models.keep_freed_memory()  # as the `rded` command does
     run = SIDES[side](job)
     print(json.dumps({'ready': side}), file=out, flush=True)
+    repeats = job.get('repeats', 1)  # of what is too short to time alone
     for _ in turns:
         start = time.perf_counter()
-        told = run()
-        print(json.dumps({'seconds': time.perf_counter() - start, 'peak_memory_mb': pipeline.peak_memory(job['device']), 'told': told}), file=out, flush=True)
+        for _ in range(repeats): told = run()
+        print(json.dumps({'seconds': (time.perf_counter() - start) / repeats, 'peak_memory_mb': pipeline.peak_memory(job['device']), 'told': told}), file=out, flush=True)
 
 class Side:
     "A process that takes turns."
@@ -357,7 +360,7 @@ def in_turn(
     sides,     # names in SIDES; the first is what the others are compared with
     job,       # dict, the same for all
     turns=5,   # that count; one before them warms up
-    tuned=False,
+    tuned=False, # tell the allocator in the published way's process, too
 ) -> dict:
     "Seconds, medians, memory of every side, and how many times as long the first took as each."
     with ExitStack() as stack:
@@ -368,13 +371,13 @@ def in_turn(
     first = results[sides[0]]['median']
     return {**results, 'ratios': {side: round(first / results[side]['median'], 3) for side in sides[1:]}}
 
-# %% ../nbs/45_bench.ipynb #e019fb9c
+# %% ../nbs/45_bench.ipynb #c1e30636
 CIFAR = dict(arch='conv3', student='conv3', size=32, factor=1, classes=2, images=300, crops=5, ipc=10, precision='auto', device='cpu')
-LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=12, crops=5, ipc=1, precision='auto', device='cpu')
+LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=40, crops=5, ipc=1, precision='auto', device='cpu')
 STAGES = {
     'score-small': (CIFAR, ('published scoring', 'our scoring', 'forward alone', 'decoding alone')),
     'score-large': (LARGE, ('published scoring', 'our scoring', 'forward alone', 'decoding alone')),
-    'train-ipc10': (CIFAR, ('published training', 'our training')),
+    'train-ipc10': (dict(CIFAR, repeats=5), ('published training', 'our training')),
     'train-ipc50': (dict(CIFAR, ipc=50), ('published training', 'our training')),
     'observer': (dict(CIFAR, images=500), ('published observer', 'our observer')),
     'evaluate': (dict(CIFAR, images=300), ('published evaluation', 'our evaluation')),
@@ -414,7 +417,7 @@ def command_time(job, turns=3):
             seconds.append(time.perf_counter() - start)
     return {'seconds': [round(s, 3) for s in seconds], 'median': statistics.median(seconds)}
 
-# %% ../nbs/45_bench.ipynb #277e6046
+# %% ../nbs/45_bench.ipynb #6629bf4c
 GROWTH = {'images': [75, 150, 300, 600], 'classes': [1, 2, 4, 8], 'ipc': [5, 10, 20, 40], 'crops': [2, 4, 8, 16], 'resolution': [16, 32, 64, 128]}
 
 def reset_peak() -> bool:
@@ -447,7 +450,7 @@ def grow(axis, values, folder, repeats=3):
         rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': round(resident_peak(), 1) if known else None})
     return rows
 
-# %% ../nbs/45_bench.ipynb #365d24cf
+# %% ../nbs/45_bench.ipynb #433bd39a
 def _some_jpegs(task):
     folder, first, count, quality, seed = task
     photos, rng = photographs(), np.random.default_rng(seed)
@@ -491,7 +494,7 @@ def scoring_at_scale(folder, device='cuda', classes=1000, images=300, distinct=1
     "Seconds to score and to stitch a set of ImageNet-1K's shape."
     data = datasets.load(imagenet_shaped(folder, classes, images, distinct, workers), 'train')
     for p in Path(folder, 'distinct').iterdir(): p.read_bytes()
-    eyes = get_observer(scaled_observer(arch, data, size).nets[0].to(device), data)
+    eyes = get_observer(scaled_observer(arch, data, size, 2).nets[0].to(device), data)
     start = time.perf_counter()
     with Busy() as busy:
         found = score.score_images(data, eyes, size=size, factor=2, preselect=images, exact=4 * ipc, batch=20000, workers=workers, device=device)
@@ -521,7 +524,7 @@ def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, **shape)
     found = {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
     return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
 
-# %% ../nbs/45_bench.ipynb #7fe2497c
+# %% ../nbs/45_bench.ipynb #7f0b9ce9
 def run(
     stages=(*STAGES, 'growth'),
     out='out/bench',       # folder: bench-STAGE.json
