@@ -7,7 +7,7 @@ __all__ = ['CHUNK_PIXELS', 'PART', 'TOLERANCE', 'ahead', 'in_memory', 'readable'
            'repaired', 'Candidates', 'Columns', 'Judge', 'kth_loss', 'undecided', 'first_guess', 'refine',
            'score_images', 'choose']
 
-# %% ../nbs/13_score.ipynb #02fa9b54
+# %% ../nbs/13_score.ipynb #9411211b
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from .mosaic import arrange, cell_size
 from .patches import CANVASES, crop, place, realism, sample_boxes
 from .select import best_per_image, check_fits, pick
 
-# %% ../nbs/13_score.ipynb #8b3d9645
+# %% ../nbs/13_score.ipynb #253cc36b
 def ahead(
     function,
     items,   # any iterable; taken up as needed
@@ -41,7 +41,7 @@ def ahead(
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/13_score.ipynb #7ffebc0d
+# %% ../nbs/13_score.ipynb #4404e24a
 def in_memory(
     images, # ImageSet
 ):
@@ -53,7 +53,7 @@ def readable(images, i):
     try: return images.image(i)
     except ValueError as error: return error
 
-# %% ../nbs/13_score.ipynb #562e1e32
+# %% ../nbs/13_score.ipynb #21e1ba09
 @dataclass(frozen=True)
 class Cutting:
     "What happens to an image before an observer sees it."
@@ -88,7 +88,7 @@ class Cutting:
         boxes = self.boxes(images, indices, x.shape[-2], x.shape[-1])
         return boxes, crop(x.to(device), boxes, self.size)
 
-# %% ../nbs/13_score.ipynb #a6cf75e0
+# %% ../nbs/13_score.ipynb #aa6d6de4
 CHUNK_PIXELS = {'cpu': 2 ** 15, 'cuda': 2 ** 24}  # the observer's input pixels in a chunk, about
 PART = 5                                           # chunks that a CPU's thread takes at once
 
@@ -112,7 +112,7 @@ def parts_of(
         drawn, spare = order[:preselect], iter(order[preselect:])
         for k in range(0, len(drawn), each): yield label, drawn[k:k + each], spare
 
-# %% ../nbs/13_score.ipynb #71f59ddb
+# %% ../nbs/13_score.ipynb #c05d195b
 def repaired(images, cutting, indices, found, spare, broken):
     "(indices, boxes [m,K,4], crops [m,K,3,p,p]) of a part whose broken images are replaced by spare ones, or left out when there are none."
     whole = {}
@@ -124,7 +124,7 @@ def repaired(images, cutting, indices, found, spare, broken):
         if img is not None: whole[i] = img
     return list(whole), *(cutting.decoded(images, list(whole), whole.values()) if whole else (None, None))
 
-# %% ../nbs/13_score.ipynb #d7d2629e
+# %% ../nbs/13_score.ipynb #9bca50fe
 @dataclass(frozen=True, repr=False)
 class Candidates:
     "The best crop of every drawn image, class by class in the order of the draw."
@@ -164,7 +164,7 @@ class Candidates:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/13_score.ipynb #d1f33ac7
+# %% ../nbs/13_score.ipynb #37b6f2ce
 class Columns:
     "What is kept of every drawn image, filled chunk by chunk; scores stay on the device."
     def __init__(self, n, crops, device):
@@ -180,7 +180,7 @@ class Columns:
         "(index, label, boxes, scores) of what was filled, on the CPU."
         return [column[:self.filled].cpu() for column in (self.index, self.label, self.boxes, self.scores)]
 
-# %% ../nbs/13_score.ipynb #71eb16e4
+# %% ../nbs/13_score.ipynb #83d63df6
 @dataclass(frozen=True)
 class Judge:
     "An observer, and how patches are shown to it: chunk by chunk."
@@ -212,7 +212,7 @@ def _check(images, observer, size, canvas, preselect, crops):
     if list(observer.classes) != list(images.classes):
         raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 
-# %% ../nbs/13_score.ipynb #d4690e84
+# %% ../nbs/13_score.ipynb #76cb3ab9
 class _Files(Dataset):
     "Parts for a DataLoader's processes."
     def __init__(self, images, cutting): self.images, self.cutting = images, cutting
@@ -245,7 +245,7 @@ def _on(judge, function, *arguments):
     "A call made the way the stream makes it: alone in a thread on a CPU, so that the bits are the same."
     return next(side_by_side(lambda _: function(*arguments), [0], 1)) if judge.device == 'cpu' else function(*arguments)
 
-# %% ../nbs/13_score.ipynb #d0216c9d
+# %% ../nbs/13_score.ipynb #6fbf421c
 def kth_loss(loss, exact, k):
     "Of the images of a class: the k-th smallest of their smallest losses [n,K], over the crops where `exact` is true."
     best = loss.where(exact, torch.inf).amin(1)
@@ -259,28 +259,33 @@ def first_guess(loss, k):
     "Bool [n,K]: crops of a class whose loss is at most a tenth above the k-th image's."
     return loss <= 1.1 * kth_loss(loss, torch.ones_like(loss, dtype=torch.bool), k)
 
-# %% ../nbs/13_score.ipynb #472978a5
-def _again(images, cutting, judge, columns, label, rows, chosen):
-    "Float32 scores of the chosen crops [m,K] of some rows of a class, one after the other."
-    crops = [cutting.out_of(images.image(columns.index[row].item()), columns.boxes[row][which]) for row, which in zip(rows.tolist(), chosen)]
-    return judge(torch.cat(crops), label)
+# %% ../nbs/13_score.ipynb #690f10f2
+def _chosen_crops(images, cutting, columns, rows, chosen):
+    "The chosen crops [m,K] of some rows, one after the other."
+    return torch.cat([cutting.out_of(images.image(columns.index[row].item()), columns.boxes[row][which]) for row, which in zip(rows.tolist(), chosen)])
 
-def _refined(images, cutting, judge, columns, wanted):
+def _scored_again(images, cutting, judge, columns, parts, wanted, workers):
+    "Float32 scores of the wanted crops of every part, in order."
+    cut = lambda part: _chosen_crops(images, cutting, columns, part[1], wanted[part[1]])
+    if judge.device == 'cpu': return side_by_side(lambda part: judge(cut(part), part[0]), parts)
+    return (judge(crops, part[0]) for part, crops in ahead(lambda part: (part, cut(part)), parts, workers, 4 * workers))
+
+def _refined(images, cutting, judge, columns, wanted, workers):
     "Score the wanted crops [n,K] again, a part of the rows of one class at a time; the largest share by which a loss moved."
     rows, share = wanted.any(1).nonzero().squeeze(1), 0.0
     parts = [(label, part) for label in columns.label[rows].unique().tolist() for part in rows[columns.label[rows] == label].split(judge.chunk)]
-    work = lambda part: _again(images, cutting, judge, columns, *part, wanted[part[1]])
-    for (label, part), scores in zip(parts, side_by_side(work, parts) if judge.device == 'cpu' else map(work, parts)):
-        here = wanted[part]
-        old, new = columns.scores[part][here], scores.to(columns.scores.device)
+    for (_, part), scores in zip(parts, _scored_again(images, cutting, judge, columns, parts, wanted, workers), strict=True):
+        here, new = wanted[part], scores.cpu()
+        old = columns.scores[part][here]
         share = max(share, ((old - new).abs() / old.abs().maximum(new.abs()).clamp(min=1e-4)).max().item())
-        columns.scores[part] = columns.scores[part].masked_scatter(here.to(columns.scores.device), new)
+        columns.scores[part] = columns.scores[part].masked_scatter(here, new)
     return share
 
 def refine(
     images, cutting, judge,
     columns,   # Columns with the scores of bfloat16; corrected in place
     k,         # images of a class that will be kept
+    workers=0, # threads that decode for a GPU
 ):
     "Float32 scores wherever they can decide about the k best images of a class; (share of the crops scored again, largest share by which a loss moved)."
     columns.scores = columns.scores.cpu()
@@ -289,13 +294,13 @@ def refine(
     wanted = torch.zeros_like(exact)
     for rows in classes: wanted[rows] = first_guess(-columns.scores[rows], k)
     while wanted.any():
-        share = max(share, _refined(images, cutting, judge, columns, wanted))
+        share = max(share, _refined(images, cutting, judge, columns, wanted, workers))
         exact |= wanted
         wanted = torch.zeros_like(exact)
         for rows in classes: wanted[rows] = undecided(-columns.scores[rows], exact[rows], k, min(share, 0.5))
     return exact[:columns.filled].float().mean().item(), share
 
-# %% ../nbs/13_score.ipynb #8fbbae3a
+# %% ../nbs/13_score.ipynb #c47e30d9
 def score_images(
     images,              # ImageSet
     observer,            # anything with .logits(x) → [n,C] in the data set's class order, .classes, .size, .mean, .name
@@ -331,7 +336,7 @@ def score_images(
     environment = dict(device=str(device), batch=batch, workers=workers, threads=torch.get_num_threads())
     if screened:
         _refuse_nan(images, observer, columns)
-        again, share = refine(images, cutting, judge, columns, exact)
+        again, share = refine(images, cutting, judge, columns, exact, workers)
         environment |= dict(screened='bfloat16', again=round(again, 4), share=round(share, 4))
     _refuse_nan(images, observer, columns)
     settings = dict(size=size, factor=factor, preselect=preselect, crops=crops, canvas=canvas, scale=list(scale), seed=seed)
@@ -350,7 +355,7 @@ def _candidates(images, columns, broken, settings, environment):
     settings = dict(settings, drawn=[min(drawn), max(drawn)])
     return Candidates(index, label, boxes[torch.arange(len(best)), best], score, best, scores, drawn, broken, settings, environment)
 
-# %% ../nbs/13_score.ipynb #9603227e
+# %% ../nbs/13_score.ipynb #59d2b0e3
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
 def choose(

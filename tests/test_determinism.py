@@ -122,3 +122,21 @@ def test_random_selection_is_seeded(digits):
     eyes = naive.NearestMean(digits, 16)
     one, two, three = (manifest(digits, eyes, strategy='random', **how) for how in (dict(), dict(workers=3), dict(seed=1)))
     assert one == two != three
+
+
+class Elsewhere(str):
+    "A CPU that denies being one: the engine then works as it does for a GPU, with processes that cut and threads that cut again."
+    def __eq__(self, other): return False
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize('how', [dict(workers=2), dict(workers=1, exact=8, precision='bfloat16')])
+def test_the_stream_that_feeds_a_gpu_changes_no_byte(as_files, how):
+    eyes = convnet(as_files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score, 'PART', 1)  # a GPU's part is a chunk
+        expected = manifest(as_files, eyes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: assert manifest(as_files, eyes, device=Elsewhere('cpu'), **how) == expected
+    finally: torch.set_num_threads(before)
