@@ -11,7 +11,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'CANDIDA
            'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'in_bfloat16', 'keep_freed_memory',
            'predict']
 
-# %% ../nbs/04_models.ipynb #a0212410
+# %% ../nbs/04_models.ipynb #7fd6a481
 import copy
 import ctypes
 import difflib
@@ -30,7 +30,7 @@ from torch import nn
 
 from .files import load_tensors, save_tensors
 
-# %% ../nbs/04_models.ipynb #b373d0a5
+# %% ../nbs/04_models.ipynb #b75e4f7b
 class ConvNet(nn.Module):
     "Conv-D of the dataset-distillation literature: `depth` blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 average pool."
     def __init__(self,
@@ -48,7 +48,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x): return self.classifier(self.features(x).flatten(1))
 
-# %% ../nbs/04_models.ipynb #8a1fe20f
+# %% ../nbs/04_models.ipynb #c8dc6cad
 def small_image_resnet(
     name: str,         # resnet18, resnet34, resnet50, resnet101 …
     num_classes: int
@@ -61,7 +61,7 @@ def small_image_resnet(
     net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/04_models.ipynb #1d47660d
+# %% ../nbs/04_models.ipynb #3048062b
 @lru_cache
 def torchvision_names() -> tuple:
     "Names of torchvision's image classifiers."
@@ -78,7 +78,7 @@ def own_names() -> tuple:
     "Names this page defines."
     return tuple(f'conv{d}' for d in range(1, 9)) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
 
-# %% ../nbs/04_models.ipynb #c0d642ca
+# %% ../nbs/04_models.ipynb #9d303c04
 def resolve(
     name: str  # as a user writes it: 'conv3', 'resnet18', 'timm:vit_tiny_patch16_224', 'resnet50@IMAGENET1K_V2'
 ) -> tuple:    # (family, name): family is 'own', 'torchvision' or 'timm'
@@ -93,7 +93,7 @@ def resolve(
     close = difflib.get_close_matches(rest, everything, n=4, cutoff=0.5)
     raise ValueError(f'unknown model {name!r}' + (f': did you mean {", ".join(close)}?' if close else ': use conv3 … conv6, resnet18_modified, or a torchvision or timm name'))
 
-# %% ../nbs/04_models.ipynb #29984072
+# %% ../nbs/04_models.ipynb #b0828e54
 def default_size(
     name: str  # an architecture
 ) -> int:      # pixels
@@ -125,7 +125,7 @@ def timm_body(name, num_classes, size, pretrained=False):
     extra = {'img_size': size} if config is not None and config.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **extra)
 
-# %% ../nbs/04_models.ipynb #1dacf028
+# %% ../nbs/04_models.ipynb #af07f8fd
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALISATIONS = {'imagenet': (IMAGENET_MEAN, IMAGENET_STD), 'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 'none': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
@@ -180,7 +180,7 @@ def last_linear(body: nn.Module) -> nn.Linear:
     if not linears: raise ValueError(f'{type(body).__name__} has no linear layer to read features from')
     return linears[-1]
 
-# %% ../nbs/04_models.ipynb #86ab09bc
+# %% ../nbs/04_models.ipynb #6b0beae8
 def build(
     name: str,           # an architecture of the registry
     num_classes: int,    # at least 2
@@ -199,7 +199,7 @@ def build(
     except (AssertionError, TypeError) as e: raise ValueError(f'{name} cannot be built for {size} px images: {e}') from e
     return Network(body, name, num_classes, size, classes, wnids, mean, std, info)
 
-# %% ../nbs/04_models.ipynb #2c0e5643
+# %% ../nbs/04_models.ipynb #8686ce91
 FORMAT = 'rded-network-1'
 
 def save(
@@ -222,7 +222,7 @@ def load_safetensors(path) -> Network:
     except RuntimeError as e: raise ValueError(f'{path} does not hold the weights of {about["arch"]} that its header announces: {str(e).splitlines()[-1].strip()}') from e
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #05353415
+# %% ../nbs/04_models.ipynb #3ae67090
 CANDIDATES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2', 'efficientnet_b0', 'vgg11', 'vgg11_bn', 'alexnet',
               'shufflenet_v2_x0_5', 'shufflenet_v2_x1_0', 'swin_t', 'swin_v2_t', 'vit_b_16', 'convnext_tiny', 'regnet_y_400mf')
 
@@ -265,7 +265,7 @@ def recognise(
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')
 
-# %% ../nbs/04_models.ipynb #d6ac0d8f
+# %% ../nbs/04_models.ipynb #2dec385f
 def load_checkpoint(
     path,              # a .pth, .pt, .bin or .tar file of torch.save
     classes=None, wnids=None,
@@ -282,7 +282,7 @@ def load_checkpoint(
     net.body.load_state_dict(state, strict=False)  # only num_batches_tracked may be absent
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #e50beaa7
+# %% ../nbs/04_models.ipynb #23186481
 @lru_cache
 def imagenet_classes() -> tuple:
     "(WordNet ids, names) of ImageNet-1K in the order every released network uses."
@@ -320,7 +320,7 @@ def released_timm(name, tag, size):
     body = timm_body(full, config.num_classes, size or config.input_size[-1], pretrained=True)
     return body, config.mean, config.std, config.input_size[-1]
 
-# %% ../nbs/04_models.ipynb #e204caa9
+# %% ../nbs/04_models.ipynb #03c7fa53
 def load(
     source,            # a .safetensors file, a .pth state dict, or a timm or torchvision name with weights
     classes=None,      # names to attach where the file has none
@@ -344,7 +344,7 @@ def pick_device(
     if name == 'cuda' and not torch.cuda.is_available(): raise ValueError('no CUDA device here: use --device cpu or auto')
     return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# %% ../nbs/04_models.ipynb #91b8dc97
+# %% ../nbs/04_models.ipynb #f318aed9
 def side_by_side(
     function,
     items,          # any iterable; taken up as needed
@@ -364,7 +364,7 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(count)
 
-# %% ../nbs/04_models.ipynb #33615ae6
+# %% ../nbs/04_models.ipynb #f670fd46
 PAYS = 1.3  # times as fast, at least
 
 @torch.inference_mode()
@@ -383,7 +383,8 @@ def bfloat16_pays() -> bool:
     layer = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
     x = torch.zeros(8, 64, 16, 16).contiguous(memory_format=torch.channels_last)
     timed = lambda d: _seconds(copy.deepcopy(layer).to(d), x.to(d))
-    return next(side_by_side(lambda _: timed(torch.float32) > PAYS * timed(torch.bfloat16), [0], 1))
+    [pays] = side_by_side(lambda _: timed(torch.float32) > PAYS * timed(torch.bfloat16), [0], 1)
+    return pays
 
 def pick_precision(
     name: str = 'auto',   # 'auto', 'float32' or 'bfloat16'
@@ -406,7 +407,7 @@ def in_bfloat16(net: Network) -> Network:
         if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(torch.bfloat16)
     return half
 
-# %% ../nbs/04_models.ipynb #d101a29b
+# %% ../nbs/04_models.ipynb #a710d386
 def keep_freed_memory() -> bool:
     "Ask glibc to keep freed memory for the next batch, in this whole process; False where there is no glibc to ask."
     threshold, trim = -3, -1   # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of mallopt(3)
@@ -414,7 +415,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError): return False
     return bool(mallopt(threshold, 2 ** 30) and mallopt(trim, 2 ** 31 - 1))
 
-# %% ../nbs/04_models.ipynb #173a74aa
+# %% ../nbs/04_models.ipynb #7b1009b4
 CHUNK_PIXELS = 2 ** 16  # of the images that a CPU thread takes at once, about
 
 @torch.inference_mode()

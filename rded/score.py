@@ -7,7 +7,7 @@ __all__ = ['CHUNK_PIXELS', 'PART', 'TOLERANCE', 'ahead', 'in_memory', 'readable'
            'repaired', 'Candidates', 'Columns', 'Judge', 'kth_loss', 'undecided', 'first_guess', 'refine',
            'score_images', 'choose']
 
-# %% ../nbs/13_score.ipynb #9411211b
+# %% ../nbs/13_score.ipynb #74a13de4
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from .mosaic import arrange, cell_size
 from .patches import CANVASES, crop, place, realism, sample_boxes
 from .select import best_per_image, check_fits, pick
 
-# %% ../nbs/13_score.ipynb #253cc36b
+# %% ../nbs/13_score.ipynb #7209bfb4
 def ahead(
     function,
     items,   # any iterable; taken up as needed
@@ -41,7 +41,7 @@ def ahead(
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/13_score.ipynb #4404e24a
+# %% ../nbs/13_score.ipynb #de4f3787
 def in_memory(
     images, # ImageSet
 ):
@@ -53,7 +53,7 @@ def readable(images, i):
     try: return images.image(i)
     except ValueError as error: return error
 
-# %% ../nbs/13_score.ipynb #21e1ba09
+# %% ../nbs/13_score.ipynb #b30cb4e0
 @dataclass(frozen=True)
 class Cutting:
     "What happens to an image before an observer sees it."
@@ -88,7 +88,7 @@ class Cutting:
         boxes = self.boxes(images, indices, x.shape[-2], x.shape[-1])
         return boxes, crop(x.to(device), boxes, self.size)
 
-# %% ../nbs/13_score.ipynb #aa6d6de4
+# %% ../nbs/13_score.ipynb #0f4da027
 CHUNK_PIXELS = {'cpu': 2 ** 15, 'cuda': 2 ** 24}  # the observer's input pixels in a chunk, about
 PART = 5                                           # chunks that a CPU's thread takes at once
 
@@ -112,7 +112,7 @@ def parts_of(
         drawn, spare = order[:preselect], iter(order[preselect:])
         for k in range(0, len(drawn), each): yield label, drawn[k:k + each], spare
 
-# %% ../nbs/13_score.ipynb #c05d195b
+# %% ../nbs/13_score.ipynb #1f9ffeeb
 def repaired(images, cutting, indices, found, spare, broken):
     "(indices, boxes [m,K,4], crops [m,K,3,p,p]) of a part whose broken images are replaced by spare ones, or left out when there are none."
     whole = {}
@@ -124,7 +124,7 @@ def repaired(images, cutting, indices, found, spare, broken):
         if img is not None: whole[i] = img
     return list(whole), *(cutting.decoded(images, list(whole), whole.values()) if whole else (None, None))
 
-# %% ../nbs/13_score.ipynb #9bca50fe
+# %% ../nbs/13_score.ipynb #0b854071
 @dataclass(frozen=True, repr=False)
 class Candidates:
     "The best crop of every drawn image, class by class in the order of the draw."
@@ -164,7 +164,7 @@ class Candidates:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/13_score.ipynb #37b6f2ce
+# %% ../nbs/13_score.ipynb #4807e34c
 class Columns:
     "What is kept of every drawn image, filled chunk by chunk; scores stay on the device."
     def __init__(self, n, crops, device):
@@ -180,7 +180,7 @@ class Columns:
         "(index, label, boxes, scores) of what was filled, on the CPU."
         return [column[:self.filled].cpu() for column in (self.index, self.label, self.boxes, self.scores)]
 
-# %% ../nbs/13_score.ipynb #83d63df6
+# %% ../nbs/13_score.ipynb #307316c4
 @dataclass(frozen=True)
 class Judge:
     "An observer, and how patches are shown to it: chunk by chunk."
@@ -212,7 +212,7 @@ def _check(images, observer, size, canvas, preselect, crops):
     if list(observer.classes) != list(images.classes):
         raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 
-# %% ../nbs/13_score.ipynb #76cb3ab9
+# %% ../nbs/13_score.ipynb #5cae06b8
 class _Files(Dataset):
     "Parts for a DataLoader's processes."
     def __init__(self, images, cutting): self.images, self.cutting = images, cutting
@@ -243,9 +243,11 @@ def _judged(images, cutting, judge, parts, workers, waiting):
 
 def _on(judge, function, *arguments):
     "A call made the way the stream makes it: alone in a thread on a CPU, so that the bits are the same."
-    return next(side_by_side(lambda _: function(*arguments), [0], 1)) if judge.device == 'cpu' else function(*arguments)
+    if judge.device != 'cpu': return function(*arguments)
+    [result] = side_by_side(lambda _: function(*arguments), [0], 1)
+    return result
 
-# %% ../nbs/13_score.ipynb #6fbf421c
+# %% ../nbs/13_score.ipynb #fe710530
 def kth_loss(loss, exact, k):
     "Of the images of a class: the k-th smallest of their smallest losses [n,K], over the crops where `exact` is true."
     best = loss.where(exact, torch.inf).amin(1)
@@ -259,7 +261,7 @@ def first_guess(loss, k):
     "Bool [n,K]: crops of a class whose loss is at most a tenth above the k-th image's."
     return loss <= 1.1 * kth_loss(loss, torch.ones_like(loss, dtype=torch.bool), k)
 
-# %% ../nbs/13_score.ipynb #690f10f2
+# %% ../nbs/13_score.ipynb #45432089
 def _chosen_crops(images, cutting, columns, rows, chosen):
     "The chosen crops [m,K] of some rows, one after the other."
     return torch.cat([cutting.out_of(images.image(columns.index[row].item()), columns.boxes[row][which]) for row, which in zip(rows.tolist(), chosen)])
@@ -300,7 +302,7 @@ def refine(
         for rows in classes: wanted[rows] = undecided(-columns.scores[rows], exact[rows], k, min(share, 0.5))
     return exact[:columns.filled].float().mean().item(), share
 
-# %% ../nbs/13_score.ipynb #c47e30d9
+# %% ../nbs/13_score.ipynb #9c017ecb
 def score_images(
     images,              # ImageSet
     observer,            # anything with .logits(x) → [n,C] in the data set's class order, .classes, .size, .mean, .name
@@ -355,7 +357,7 @@ def _candidates(images, columns, broken, settings, environment):
     settings = dict(settings, drawn=[min(drawn), max(drawn)])
     return Candidates(index, label, boxes[torch.arange(len(best)), best], score, best, scores, drawn, broken, settings, environment)
 
-# %% ../nbs/13_score.ipynb #59d2b0e3
+# %% ../nbs/13_score.ipynb #88dfef42
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
 def choose(

@@ -25,16 +25,16 @@ def test_the_stages_of_the_command_are_the_stages_there_are(): assert set(cli.BE
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp('bench')
-    bench.run(['score-small'], out, turns=2, images=4, classes=1, ipc=2, log=lambda text: None)
-    return out / 'bench-score-small.json'
+    bench.run(['observer'], out, turns=2, images=26, log=lambda text: None)
+    return out / 'bench-observer.json'
 
 
 def test_a_run_tells_medians_memory_ratios_and_floors(measured):
     found = json.loads(measured.read_text())
     for allocator in report.ALLOCATORS:
         sides = found[allocator]
-        assert set(sides) == {'published scoring', 'our scoring', 'forward alone', 'decoding alone', 'ratios'}
-        first = sides['published scoring']['median']
+        assert set(sides) == {'published observer', 'our observer', 'ratios'}
+        first = sides['published observer']['median']
         for side, ratio in sides['ratios'].items():
             assert len(sides[side]['seconds']) == 2 and sides[side]['peak_memory_mb'] > 100
             assert ratio == pytest.approx(first / sides[side]['median'], rel=1e-2)
@@ -49,6 +49,6 @@ def test_the_report_shows_what_was_measured_and_counts_results_apart(measured, t
     found = report.write_report(results, out)
     assert found['results'] == plain['results'] and found['cells'] == plain['cells']
     assert set(found['files']) - set(plain['files']) == {'tables/speed.md', 'tables/speed.csv', 'figures/speed.png'}
-    median = json.loads(measured.read_text())['as it stands']['our scoring']['median']
+    median = json.loads(measured.read_text())['as it stands']['our observer']['median']
     assert f'{median:.3f}'.rstrip('0') in (out / 'tables' / 'speed.csv').read_text() and '## Speed' in (out / 'README.md').read_text()
     assert '## Speed' not in (tmp_path / 'plain' / 'README.md').read_text()
