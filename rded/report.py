@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FIELDS', 'BENCH', 'SAME', 'METHODS', 'OTHER_TABLES', 'STYLE
            'escape', 'markdown', 'accuracy_row', 'size_text', 'cost_row', 'run_row', 'observer_rows', 'draw',
            'speed_rows', 'draw_speed', 'tables', 'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #8113acb3
+# %% ../nbs/42_report.ipynb #9484420b
 import csv, io, re, statistics, textwrap
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -16,7 +16,7 @@ from pathlib import Path
 from .files import atomic_file, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #90cc75f4
+# %% ../nbs/42_report.ipynb #8a8f63f4
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
 def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 
@@ -50,7 +50,7 @@ def check_result(result, file='result'):
     for field, kind in FIELDS.items(): _check_field(result, field, kind, file)
     return result
 
-# %% ../nbs/42_report.ipynb #f1768e10
+# %% ../nbs/42_report.ipynb #8f1ec485
 BENCH = 'rded-bench-1'
 
 def read_results(folder):
@@ -67,7 +67,7 @@ def read_benches(folder):
     "The measurements of speed among the results, by file name."
     return [{**found, 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_bench(found := read_json(p))]
 
-# %% ../nbs/42_report.ipynb #30b87a50
+# %% ../nbs/42_report.ipynb #0f9040bf
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -84,7 +84,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #e269627a
+# %% ../nbs/42_report.ipynb #0795229a
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -92,7 +92,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #078084d0
+# %% ../nbs/42_report.ipynb #07f6d6d9
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -146,7 +146,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #c4110f5b
+# %% ../nbs/42_report.ipynb #20a19d11
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = ' '.join(str(text).split())
@@ -166,7 +166,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #99cd5b0b
+# %% ../nbs/42_report.ipynb #1b573ea8
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -176,7 +176,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #14a4108c
+# %% ../nbs/42_report.ipynb #68c92392
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -213,7 +213,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #3fbaafb5
+# %% ../nbs/42_report.ipynb #776190e0
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -271,7 +271,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #895d8728
+# %% ../nbs/42_report.ipynb #a40f6c28
 ALLOCATORS = ('as it stands', 'allocator tuned')
 
 def speed_rows(benches):
@@ -296,7 +296,7 @@ def draw_speed(benches):
         for axis, rows in grown.items():
             if rows[0][key]: ax.plot([2 ** k for k in range(len(rows))], [r[key] / rows[0][key] for r in rows], 'o-', ms=3, lw=1, label=axis)
         for scale, axis in ((ax.set_xscale, ax.xaxis), (ax.set_yscale, ax.yaxis)): scale('log', base=2), axis.set_major_formatter('{x:g}')
-        ax.set(xlabel='times as much of it', title=label, ylim=(0.6, 12)), ax.title.set_size(8), ax.legend(fontsize=6, loc='upper left')
+        ax.set(xlabel='times as much of it', title=label), ax.set_ylim(0.6, max(12, ax.get_ylim()[1])), ax.title.set_size(8), ax.legend(fontsize=6, loc='upper left')
     plt.close(fig)
     return fig
 
@@ -307,9 +307,9 @@ def _speed_bars(ax, compared):
         ax.bar_label(bars, fmt='%.1f×', fontsize=7, padding=2)
     ax.axvline(1, color='black', lw=0.8)
     ax.set(yticks=range(len(compared)), yticklabels=[b['stage'] for b in compared], xlabel='time of the published way / ours')
-    ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7)
+    ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-# %% ../nbs/42_report.ipynb #439f4c39
+# %% ../nbs/42_report.ipynb #65b5a6da
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -368,7 +368,7 @@ def page(results, tables, figures):
     speed = f"\n## Speed\n\n![Time of the published way over ours, and growth](figures/speed.png)\n\n{markdown(tables['speed'])}" if tables.get('speed') else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + rest
 
-# %% ../nbs/42_report.ipynb #3880e898
+# %% ../nbs/42_report.ipynb #6039a24d
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
