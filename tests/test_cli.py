@@ -379,7 +379,8 @@ def test_help_is_quick_and_brings_no_torch():
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 def test_ctrl_c(tmp_path):
-    code = 'import sys; from rded.cli import main; print("ready", flush=True); sys.exit(main(sys.argv[1:]))'
+    code = ('import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '  # a job in the background starts with it ignored
+            'from rded.cli import main; print("ready", flush=True); sys.exit(main(sys.argv[1:]))')
     work = subprocess.Popen([sys.executable, '-c', code, 'observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--epochs', '10000',
                              '--out', str(tmp_path / 'o.safetensors')], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert work.stdout.readline() == 'ready\n'
