@@ -57,7 +57,7 @@ def test_a_killed_writer_leaves_nothing_half_written_and_is_resumed(tmp_path):
         counts.append(survivors(tmp_path))
     assert counts == sorted(counts) and counts[-1] > 0
     left = {p.name for p in tmp_path.iterdir() if not p.name.startswith('set')} - {'log.jsonl', 'state.json'}
-    assert all(name.startswith('.part-') for name in left) and len(left) <= 16
+    assert all(name.startswith('.part-') for name in left) and len(left) <= (1 if os.path.exists('/proc/self/stat') else 16)
 
 
 @pytest.mark.parametrize('accident', [RuntimeError('a bug'), KeyboardInterrupt(), SystemExit(3), MemoryError()])
