@@ -10,21 +10,21 @@ import pytest
 import rded
 
 ROOT = Path(rded.__file__).parent
-BASE = ('files images datasets shards models observer patches select mosaic score distilled export evidence views labels student evaluate fair '
+BASE = ('files images datasets shards models observer ranks patches select mosaic score distilled export evidence views labels student evaluate fair '
         'vinformation baselines sre2l recipes pipeline').split()
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
-    'observer': 'files datasets models', 'patches': '', 'select': '', 'mosaic': '',
-    'score': 'files images datasets models observer patches select mosaic', 'distilled': 'files images datasets patches mosaic',
+    'observer': 'files datasets models', 'ranks': '', 'patches': '', 'select': '', 'mosaic': '',
+    'score': 'files images datasets models observer ranks patches select mosaic', 'distilled': 'files images datasets patches mosaic',
     'export': 'files images distilled',
     'evidence': 'images models mosaic patches',
-    'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models distilled views labels',
+    'views': 'mosaic', 'labels': 'files distilled views', 'student': 'files models ranks distilled views labels',
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled mosaic patches',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
     '__main__': 'cli', '_modidx': ''}
-LIGHT = ('files', 'recipes', 'report', 'cli')
+LIGHT = ('files', 'ranks', 'recipes', 'report', 'cli')
 
 
 def imported(path):
