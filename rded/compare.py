@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['labels_of', 'Cell', 'variant', 'with_epochs', 'Comparison', 'difference', 'spoken', 'rows']
 
-# %% ../nbs/48_compare.ipynb #c4c4c79a
+# %% ../nbs/48_compare.ipynb #667a7fca
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import datasets, pipeline
 from .distilled import DistilledSet
 from .evaluate import mean_std, paired_difference
-from .files import read_json, write_json
+from .files import check_same, read_json, write_json
 from .labels import FixedLabels, HardLabels, LiveLabels, StoredLabels, relabel
 from .recipes import changed, stated
 from .report import check_result
 
-# %% ../nbs/48_compare.ipynb #19636749
+# %% ../nbs/48_compare.ipynb #325ea32d
 def labels_of(
     kind,      # 'hard', 'fixed', 'region', or 'views10' for 10 recorded epochs of views
     made,      # DistilledSet
@@ -34,7 +34,7 @@ def labels_of(
     if not kind.startswith('views') or not kind[5:].isdigit(): raise ValueError(f'labels {kind!r}: choose hard, fixed, region or viewsN, as views10')
     return StoredLabels(relabel(made, observer, training, int(kind[5:]), seed, Path(folder, kind), device=device).path, reuse=True)
 
-# %% ../nbs/48_compare.ipynb #d441cbc5
+# %% ../nbs/48_compare.ipynb #3e93ecd7
 @dataclass(frozen=True)
 class Cell:
     "One training: which recipe, whose set, which labels, which seed."
@@ -72,11 +72,7 @@ def with_epochs(
     training = changed(recipe.training, epochs=epochs or None)
     return replace(recipe, training=replace(training, evaluate_from=1.0) if last_only else training)
 
-# %% ../nbs/48_compare.ipynb #03e3d562
-def _expect(file, there, asked):
-    for key, value in asked.items():
-        if there[key] != value: raise ValueError(f'{file} was made by another run ({key} {there[key]}, now {value}): choose another out, or remove it')
-
+# %% ../nbs/48_compare.ipynb #986dc6e3
 class Comparison:
     "Data, an observer, and a folder of sets and results."
     def __init__(self,
@@ -99,7 +95,7 @@ class Comparison:
             pipeline.make_set(cell.method, cell.recipe, self.images, scorer, cell.seed, workers=self.workers, device=self.device, progress=self.progress).save(path)
         made = DistilledSet.load(path)
         by = made.manifest.get('observer')
-        _expect(path, dict(method=made.manifest['method'], ipc=made.ipc, size=made.size, seed=made.manifest['seed'], observer=by and by['sha256']),
+        check_same(path, dict(method=made.manifest['method'], ipc=made.ipc, size=made.size, seed=made.manifest['seed'], observer=by and by['sha256']),
                 dict(method=cell.method, ipc=cell.recipe.ipc, size=cell.recipe.size, seed=cell.seed, observer=by and scorer.sha256))
         return made
 
@@ -113,7 +109,7 @@ class Comparison:
             write_json(file, pipeline.train_set(made, eyes if cell.labels == 'region' else None, self.val, cell.recipe.student, training, cell.seed, recipe=cell.recipe, labels=labels, **self.how)[1])
         found = check_result(read_json(file), file)
         by = found['observer'] and found['observer']['sha256']
-        _expect(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], n=found['n'], observer=by),
+        check_same(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], n=found['n'], observer=by),
                 dict(recipe=cell.recipe.name, student=cell.recipe.student, training=training.name, epochs=training.epochs, n=len(self.val), observer=None if cell.labels == 'hard' else eyes.sha256))
         return found
 
@@ -122,7 +118,7 @@ class Comparison:
         cells = list(cells)
         return {cell: self.result(cell, **how) for cell in (self.progress or (lambda it, *_: it))(cells, 'cells', len(cells))}
 
-# %% ../nbs/48_compare.ipynb #e32027c5
+# %% ../nbs/48_compare.ipynb #f8b71539
 def difference(
     found,    # {cell: result}
     ours,     # cell; its seed does not matter

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ENCODINGS', 'PART_BYTES', 'FORMAT', 'VIEWS', 'AGAIN', 'AT_ONCE', 'LiveLabels', 'HardLabels', 'soft_loss', 'hard_loss',
-           'described', 'mix_logits', 'check_set', 'FixedLabels', 'Keep', 'parse_keep', 'smallest', 'to_full',
-           'from_full', 'to_top', 'from_top', 'to_8bit', 'from_8bit', 'encode', 'decode', 'drawn_by', 'view_fields',
-           'pack_views', 'unpack_views', 'drawn_batches', 'layout', 'predict_bytes', 'plan', 'fingerprint', 'alone',
-           'whole', 'resume', 'told', 'room', 'views_to_record', 'record', 'relabel', 'spoken', 'read_meta',
-           'StoredLabels', 'verify', 'check', 'words', 'batch', 'sequence', 'shuffled', 'epoch']
+           'mix_logits', 'check_set', 'FixedLabels', 'Keep', 'parse_keep', 'smallest', 'to_full', 'from_full', 'to_top',
+           'from_top', 'to_8bit', 'from_8bit', 'encode', 'decode', 'drawn_by', 'view_fields', 'pack_views',
+           'unpack_views', 'drawn_batches', 'layout', 'predict_bytes', 'plan', 'fingerprint', 'alone', 'whole',
+           'resume', 'told', 'room', 'views_to_record', 'record', 'relabel', 'spoken', 'read_meta', 'StoredLabels',
+           'verify', 'check', 'words', 'batch', 'sequence', 'shuffled', 'epoch']
 
-# %% ../nbs/21_labels.ipynb #c93bf630
-import json, math, os, re, shutil, warnings
+# %% ../nbs/21_labels.ipynb #9066326d
+import json, math, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .distilled import versions
-from .files import digest64, hash64, read_json, save_tensors, sha256, write_json
+from .distilled import described, versions
+from .files import digest64, hash64, locked, read_json, save_tensors, sha256, write_json
 from .views import Views, apply_views, batches, draw_epoch, epoch_generator
 
-# %% ../nbs/21_labels.ipynb #d904e436
+# %% ../nbs/21_labels.ipynb #2e0e4b4a
 class LiveLabels:
     "Soft labels made while the student trains: the observer's logits on each view, to sixteen bits."
     kind = name = 'live'
@@ -40,7 +40,7 @@ class LiveLabels:
 
     def __repr__(self): return f'LiveLabels from {self.observer}'
 
-# %% ../nbs/21_labels.ipynb #449bd0b9
+# %% ../nbs/21_labels.ipynb #cd850c31
 class HardLabels:
     "The class of the image; of both images, by area, where a view is a mixture."
     kind = name = 'hard'
@@ -54,7 +54,7 @@ class HardLabels:
 
     def __repr__(self): return f'HardLabels of {self.classes} classes'
 
-# %% ../nbs/21_labels.ipynb #ed7916e9
+# %% ../nbs/21_labels.ipynb #be9ca801
 def soft_loss(
     student: torch.Tensor,    # logits [n, C]
     teacher: torch.Tensor,    # logits [n, C]
@@ -70,11 +70,7 @@ def hard_loss(
     "Cross-entropy against a mixture of hard labels, batch mean."
     return F.cross_entropy(student, target)
 
-# %% ../nbs/21_labels.ipynb #6090f924
-def described(observer) -> dict:
-    "What is noted of an observer: name, arch, sha256 and top1."
-    return {key: getattr(observer, key, None) for key in ('name', 'arch', 'sha256', 'top1')}
-
+# %% ../nbs/21_labels.ipynb #8713ce01
 def mix_logits(
     logits: torch.Tensor,    # [n, C]
     partner: torch.Tensor,   # LongTensor [n]
@@ -85,7 +81,7 @@ def mix_logits(
     own, share = (logits / temperature).log_softmax(1), torch.tensor(share, dtype=torch.float64)
     return torch.logaddexp(own + (1 - share).log().float(), own[partner] + share.log().float()) * temperature
 
-# %% ../nbs/21_labels.ipynb #00513477
+# %% ../nbs/21_labels.ipynb #ab5c8707
 def check_set(
     digest: str,     # of the set that was labelled
     distilled,
@@ -120,7 +116,7 @@ class FixedLabels:
 
     def __repr__(self): return f'FixedLabels of {len(self.logits)} images by {self.observer["name"]}: {self.bytes:,} bytes'
 
-# %% ../nbs/21_labels.ipynb #e67de155
+# %% ../nbs/21_labels.ipynb #5fb28d88
 @dataclass(frozen=True)
 class Keep:
     "What is kept of the labels; prints as it is written."
@@ -143,7 +139,7 @@ def parse_keep(text: str) -> Keep:
     if percents and not 0 < percents[0] <= 100: raise ValueError(f'keep {text!r}: a share of the batches is above 0% and at most 100%')
     return Keep(*(kinds or [('full', 0)])[0], *percents)
 
-# %% ../nbs/21_labels.ipynb #e49a1ddf
+# %% ../nbs/21_labels.ipynb #66ad6437
 def smallest(largest: int):
     "The smallest integer type that holds 0 to `largest`."
     return next(t for t in (torch.uint8, torch.uint16, torch.int32) if largest <= torch.iinfo(t).max)
@@ -152,7 +148,7 @@ def to_full(logits, keep, temperature): return {'logits': logits.half()}
 
 def from_full(stored, classes): return stored['logits'].float()
 
-# %% ../nbs/21_labels.ipynb #7c0fe5d9
+# %% ../nbs/21_labels.ipynb #d207cf53
 def to_top(logits, keep, temperature):
     "The k largest, as distances above the others' level, fp16 [n, k], and their classes [n, k]."
     value, index = logits.topk(keep.k, 1)
@@ -164,7 +160,7 @@ def from_top(stored, classes):
     value = stored['value'].float()
     return torch.zeros(len(value), classes).scatter(1, stored['class'].long(), value)
 
-# %% ../nbs/21_labels.ipynb #bc986970
+# %% ../nbs/21_labels.ipynb #97d4ebdb
 def to_8bit(logits, keep, temperature):
     "Steps uint8 [n, C] from each row's smallest logit; that and the step, fp16 [n, 2]."
     low = logits.amin(1, keepdim=True).half()
@@ -176,7 +172,7 @@ def from_8bit(stored, classes):
     low, step = stored['scale'].float().split(1, 1)
     return low + step * stored['code'].float()
 
-# %% ../nbs/21_labels.ipynb #790b1358
+# %% ../nbs/21_labels.ipynb #4b2eb319
 ENCODINGS = {  # kind: (to what is stored, back to logits [n, C], the type and numbers an image of each stored tensor)
     'full': (to_full, from_full, lambda keep, classes: {'logits': (torch.float16, classes)}),
     'top': (to_top, from_top, lambda keep, classes: {'value': (torch.float16, keep.k), 'class': (smallest(classes - 1), keep.k)}),
@@ -197,7 +193,7 @@ def decode(stored: dict, keep: Keep, classes: int) -> torch.Tensor:
     "Logits float32 [n, C] of what `encode` stored; those of 'top' up to a number that a softmax does not see."
     return ENCODINGS[keep.kind][1](stored, classes)
 
-# %% ../nbs/21_labels.ipynb #abfee537
+# %% ../nbs/21_labels.ipynb #fba2f544
 def drawn_by(training, factor: int) -> dict:
     "What of a training decides the views: two that agree here draw the same."
     mixing = training.mix != 'none'
@@ -212,7 +208,7 @@ def view_fields(n: int, size: int, factor: int, drawn: dict) -> dict:
              'number': (torch.int32, 1, 'batch'), 'images': (torch.int32, 1, 'batch')}
     return {name: field for name, field in every.items() if field}
 
-# %% ../nbs/21_labels.ipynb #e539a3d0
+# %% ../nbs/21_labels.ipynb #4a5e824c
 def pack_views(
     drawn: list,     # (number of the batch, indices, Views) …
     recorded: dict,  # `view_fields`
@@ -243,7 +239,7 @@ def unpack_views(
         order=own('order', torch.arange(factor ** 2).repeat(n, 1)), box=own('box', torch.tensor([[0, 0, size, size]]).repeat(n, 1)), flip=flip,
         partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item())
 
-# %% ../nbs/21_labels.ipynb #2ddb900b
+# %% ../nbs/21_labels.ipynb #99c6574b
 PART_BYTES = 64e6
 
 def drawn_batches(total: int, percent: float, seed: int) -> torch.Tensor:
@@ -268,7 +264,7 @@ def layout(n, size, factor, classes, drawn, epochs, seed, keep, part=None) -> di
         parts.append({'batches': len(some), 'images': images, 'bytes': {'views': seen, 'labels': images * label}})
     return {'views': views, 'epoch': len(sizes), 'numbers': numbers, 'parts': parts}
 
-# %% ../nbs/21_labels.ipynb #283b0f67
+# %% ../nbs/21_labels.ipynb #183cbacf
 def predict_bytes(
     n: int, size: int, factor: int, classes: int,  # of the distilled set: images, pixels a side, tiles a side, classes
     training,              # with batch_size, tiles, min_scale, flip, mix, mix_alpha
@@ -284,7 +280,7 @@ def predict_bytes(
     return {'views': total(lambda p: p['bytes']['views']), 'labels': total(lambda p: p['bytes']['labels']),
             'batches': total(lambda p: p['batches']), 'images': total(lambda p: p['images']), 'parts': len(parts)}
 
-# %% ../nbs/21_labels.ipynb #6bcbf9eb
+# %% ../nbs/21_labels.ipynb #b15c76d1
 FORMAT, VIEWS = 'rded-labels-1', 1  # of the files; of what a record of a view means to `apply_views`
 
 def plan(
@@ -314,22 +310,16 @@ def fingerprint(meta: dict) -> str:
     parts = [{k: v for k, v in p.items() if k not in ('size', 'sha256')} for p in meta['parts']]
     return digest64(json.dumps({**{k: v for k, v in meta.items() if k != 'settings'}, 'parts': parts}, sort_keys=True).encode())
 
-# %% ../nbs/21_labels.ipynb #0ee67f91
+# %% ../nbs/21_labels.ipynb #331ebb1e
 @contextmanager
 def alone(folder: Path):
-    "Make the folder, and hold it against other recorders; the system lets go of it when the process ends, however it ends."
+    "Make the folder, and hold it against other recorders; it goes again where nothing came of it."
     if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder} is a file: choose another folder')
     folder.mkdir(parents=True, exist_ok=True)
-    try: import fcntl
-    except ImportError: fcntl = None  # Windows
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError: raise ValueError(f'{folder}: another `rded relabel` is writing there: wait for it, or choose another folder') from None
-    finally:
-        if fcntl: os.close(handle)
-        if not any(folder.iterdir()): folder.rmdir()  # nothing came of it
+    with locked(folder, wait=False, who='another `rded relabel`'):
+        try: yield
+        finally:
+            if not any(folder.iterdir()): folder.rmdir()
 
 def whole(folder: Path, part: dict) -> bool:
     "Whether a part stands as it is noted."
@@ -360,7 +350,7 @@ def room(folder: Path, missing: list):
     needed, free = sum(sum(p['bytes'].values()) for p in missing), shutil.disk_usage(folder).free
     if needed > free: raise ValueError(f'{folder}: the labels need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: write elsewhere, or keep less, as --keep top10 or 10%')
 
-# %% ../nbs/21_labels.ipynb #9b747d74
+# %% ../nbs/21_labels.ipynb #b23e0963
 def views_to_record(meta: dict, training, missing: list):
     "(part, number of the batch, indices, views) of every batch that is still to be labelled."
     number_of = drawn_batches(meta['epochs'] * meta['batches']['epoch'], parse_keep(meta['keep']).percent, meta['seed']).tolist()
@@ -396,7 +386,7 @@ def record(
         write_json(folder / 'labels.json', meta)
     return meta
 
-# %% ../nbs/21_labels.ipynb #e4e3d751
+# %% ../nbs/21_labels.ipynb #3678937c
 def relabel(
     distilled,             # the set to label: DistilledSet
     observer,              # Observer of its classes: one network, or several whose logits are averaged
@@ -426,7 +416,7 @@ def spoken(meta: dict) -> str:
     views, labels = (sum(p['bytes'][key] for p in meta['parts']) for key in ('views', 'labels'))
     return f"{meta['batches']['recorded']} batches, {sum(p['images'] for p in meta['parts'])} views: {labels:,} bytes of labels ({meta['keep']}) and {views:,} of views"
 
-# %% ../nbs/21_labels.ipynb #89b9d3cb
+# %% ../nbs/21_labels.ipynb #dabc5275
 def read_meta(folder) -> dict:
     "What labels.json says; ValueError where it is none, of another format, or edited."
     path = Path(folder) / 'labels.json'
@@ -468,7 +458,7 @@ class StoredLabels:
         each = f'{self.meta["batches"]["recorded"]} batches of {self.epochs} epochs'
         return f'StoredLabels {self.keep} of {self.meta["images"]} images by {self.observer["name"]}: {each}, seed {self.meta["seed"]}, {self.bytes:,} bytes in {len(self.parts)} parts'
 
-# %% ../nbs/21_labels.ipynb #97f303d9
+# %% ../nbs/21_labels.ipynb #7bc27b29
 AT_ONCE = 1e9  # bytes that are hashed before training; beyond, each part when it is first touched
 
 def _check_size(self, part):
@@ -512,7 +502,7 @@ def words(key): return key.replace('_', ' ')
 
 StoredLabels._check_size, StoredLabels._check_hash, StoredLabels._refuse, StoredLabels.verify, StoredLabels.check = _check_size, _check_hash, _refuse, verify, check
 
-# %% ../nbs/21_labels.ipynb #acdec970
+# %% ../nbs/21_labels.ipynb #80e6f59b
 def _reader(self, k):
     "read(name, a, b) of part k and where its batches begin; the part that was open before is let go."
     if self._open[0] != k:
