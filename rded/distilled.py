@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FORMAT', 'PACKED', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'REAL', 'LIMITS',
            'through_jpeg', 'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash', 'DistilledSet', 'versions',
-           'assemble', 'synthesised', 'build', 'manifest_text', 'write_manifest', 'read_manifest', 'png_bytes', 'save',
-           'load', 'escaped', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate',
-           'version_changes', 'rebuild', 'compare']
+           'described', 'assemble', 'synthesised', 'build', 'manifest_text', 'write_manifest', 'read_manifest',
+           'png_bytes', 'save', 'load', 'escaped', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace',
+           'verify', 'locate', 'version_changes', 'rebuild', 'compare']
 
-# %% ../nbs/14_distilled.ipynb #c25ef922
-import copy, gzip, json, lzma, os, re, shlex
+# %% ../nbs/14_distilled.ipynb #c9ee8021
+import copy, gzip, json, lzma, os, re, shlex, warnings
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from .files import atomic_dir, atomic_file, digest64, read_json
 from .images import crop_resize, naming, read_image, show_images, to_image, to_tensor, whole
 from .mosaic import cell_size, tile
 
-# %% ../nbs/14_distilled.ipynb #efccc424
+# %% ../nbs/14_distilled.ipynb #f5ff957d
 def _each(function, items, workers, progress, label):
     "`[function(item) …]`, in order, by `workers` threads."
     items, progress = list(items), progress or (lambda it, *_: it)
@@ -61,7 +61,7 @@ def stitch(
         return through_jpeg(stitched, jpeg) if jpeg else stitched
     return torch.stack(_each(one, range(len(index)), workers, progress, 'stitching'))
 
-# %% ../nbs/14_distilled.ipynb #4fea7648
+# %% ../nbs/14_distilled.ipynb #f640ee69
 def safe_name(name):
     "A class name as a folder: no separators, control characters or leading dots, 100 bytes at most."
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', '_', name).strip(' ').rstrip('.')
@@ -76,7 +76,7 @@ def folder_names(
     distinct = len({s.casefold() for s in safe}) == len(safe)
     return safe if distinct and safe == sorted(safe) else [f'{k:05d}-{s}' for k, s in enumerate(safe)]
 
-# %% ../nbs/14_distilled.ipynb #cc36ed8b
+# %% ../nbs/14_distilled.ipynb #ec4f6a30
 def _short(value):
     "A value as a table shows it: a long text loses its middle."
     text = f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -105,7 +105,7 @@ class Table(list):
         lines = ['  '.join(f'{text:{">" if number else "<"}{width}}' for text, width, number in zip(row, widths, numbers)).rstrip() for row in shown]
         return '\n'.join(lines + [f'… {len(self):,} rows'] * (len(self) > 6))
 
-# %% ../nbs/14_distilled.ipynb #22c1bf26
+# %% ../nbs/14_distilled.ipynb #75bbfd79
 FORMAT = 'rded-1'
 
 def pixel_hash(
@@ -114,7 +114,7 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
-# %% ../nbs/14_distilled.ipynb #b069beed
+# %% ../nbs/14_distilled.ipynb #9be6e64a
 class DistilledSet:
     "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
     def __init__(self, x, y, classes, wnids=None, names=None, manifest=None):
@@ -176,7 +176,7 @@ class DistilledSet:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/14_distilled.ipynb #47fa0551
+# %% ../nbs/14_distilled.ipynb #34d82910
 def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
@@ -191,16 +191,18 @@ def _patch(images, i, box, score):
     "One patch of the manifest."
     return dict(source=images.sources[i], content=images.content(i), box=box, score=None if score is None else float(f'{score:.4g}') + 0.0)
 
-def _observer_entry(observer):
-    return None if observer is None else {key: getattr(observer, key, None) for key in ('name', 'arch', 'sha256', 'top1')}
+def described(observer):
+    "What is noted of an observer: name, arch, sha256 and top1. None and what is noted already stay as they are."
+    if observer is None or isinstance(observer, dict): return observer
+    return {key: getattr(observer, key, None) for key in ('name', 'arch', 'sha256', 'top1')}
 
 def _manifest(distilled, images, patches, method, seed, settings, observer, broken, environment):
     "Everything that is known about a set, and its images one by one."
     entries = [dict(file=file, label=label, hash=pixel_hash(x), patches=p)
                for file, label, x, p in zip(distilled.files, distilled.y.tolist(), distilled.x, patches)]
-    return dict(format=FORMAT, method=method, data=dict(name=images.name, split=images.split, images=len(images)),
+    return dict(format=FORMAT, method=method, data=images.described(),
                 classes=distilled.classes, wnids=distilled.wnids, names=None if distilled.names == distilled.classes else distilled.names,
-                seed=seed, settings=settings, observer=_observer_entry(observer), broken=broken, versions=versions(),
+                seed=seed, settings=settings, observer=described(observer), broken=broken, versions=versions(),
                 environment=dict(environment or {}), images=entries)
 
 def assemble(
@@ -227,6 +229,8 @@ def assemble(
     cells = zip(index.tolist(), box.tolist(), scores)
     patches = _each(lambda row: [_patch(images, *cell) for cell in zip(*row)], cells, workers, progress, 'describing')
     distilled.broken = list(broken)
+    short = images.short_of_spares(broken)
+    if short: warnings.warn(f'{images.name}: more images of {", ".join(short[:3])} are broken than the {images.scan.spares} kept in reserve, so fewer were drawn than asked: keep more (--spares)', stacklevel=2)
     distilled.manifest = _manifest(distilled, images, patches, method, seed, dict(settings, size=size, factor=round(index.shape[1] ** 0.5), ipc=distilled.ipc),
                                    observer, sorted(source for source, _ in broken), environment)
     return distilled
@@ -247,7 +251,7 @@ def synthesised(
     distilled.manifest = {**{k: v for k, v in told.items() if k != 'images'}, 'synthetic': True, 'images': told['images']}
     return distilled
 
-# %% ../nbs/14_distilled.ipynb #9e2214b8
+# %% ../nbs/14_distilled.ipynb #bfde2c9e
 def build(
     images,         # ImageSet the candidates come from
     candidates,     # `score.Candidates`, or anything with its columns
@@ -269,7 +273,7 @@ def build(
                     settings={**known, **(settings or {})}, observer=observer, broken=candidates.broken,
                     environment=candidates.environment, workers=workers, progress=progress)
 
-# %% ../nbs/14_distilled.ipynb #426db251
+# %% ../nbs/14_distilled.ipynb #221f60ee
 def _json(value): return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
 
 def manifest_text(manifest):
@@ -327,7 +331,7 @@ def _well_formed(image, manifest):
                 and all(len(p['box']) == 4 and all(_counts(v, 0) for v in p['box']) and isinstance(p['source'] + p['content'], str) for p in patches))
     except (KeyError, TypeError): return False
 
-# %% ../nbs/14_distilled.ipynb #dbbc38a6
+# %% ../nbs/14_distilled.ipynb #4a782ac5
 def png_bytes(
     x, # uint8 [3,h,w]
 ):
@@ -350,7 +354,7 @@ def save(self, path, workers=0):
 
 DistilledSet.save = save
 
-# %% ../nbs/14_distilled.ipynb #65fda63b
+# %% ../nbs/14_distilled.ipynb #a9f3bc35
 def _inside(root, file):
     "The path of a manifest's file; `ValueError` where it would lead out of the folder."
     path = Path(root, *file.split('/'))
@@ -388,7 +392,7 @@ def load(path, size=None, workers=0):
 
 DistilledSet.load = staticmethod(load)
 
-# %% ../nbs/14_distilled.ipynb #14cd2b6e
+# %% ../nbs/14_distilled.ipynb #e49e530c
 def escaped(text):
     "A name as Markdown shows it, in one line."
     text = ''.join(c for c in ' '.join(str(text).split()) if c.isprintable())
@@ -399,7 +403,7 @@ def _list(names, most=10):
     "The first of some names, and how many there are besides."
     return ', '.join(map(escaped, names[:most])) + f' and {len(names) - most} more' * (len(names) > most)
 
-# %% ../nbs/14_distilled.ipynb #c80447d4
+# %% ../nbs/14_distilled.ipynb #429bc5e6
 LICENCES = (  # how the data set's name begins, in lower case without punctuation; the identifier; what its pages say
     ('cifar', 'unknown', 'CIFAR-10 and CIFAR-100 are published without a licence; their images were collected from the web for 80 Million Tiny Images, which its authors have withdrawn.'),
     ('fashionmnist', 'mit', 'Fashion-MNIST is published under the MIT licence.'))
@@ -412,7 +416,7 @@ def licence(manifest):
     known = next((row[1:] for row in LICENCES if name.startswith(row[0])), IMAGENET if manifest and manifest.get('wnids') else None)
     return (known[0], f'If the source is the well-known one that it seems to be: {known[1]}') if known else OWN
 
-# %% ../nbs/14_distilled.ipynb #4d983cfc
+# %% ../nbs/14_distilled.ipynb #612cacec
 FOLDER = dict(loader='distilled', text="""```python
 from torchvision.datasets import ImageFolder
 images = ImageFolder('images')                                    # labels are the manifest's
@@ -446,7 +450,7 @@ LIMITS = """- {real}
 - Every class has the same weight, whatever its share of the source. Labels are the source's, its mistakes included.
 - The set is for training. It is too small and too one-sided to measure anything on."""
 
-# %% ../nbs/14_distilled.ipynb #027aac83
+# %% ../nbs/14_distilled.ipynb #7964679f
 def _known(observer):
     "An observer's name, and in brackets what else is known of it."
     accuracy = None if observer.get('top1') is None else f"{observer['top1']:.2f} % top-1 on validation images"
@@ -489,7 +493,7 @@ def _expected(manifest, results):
     return ("Such sets are made for students that learn from the observer's label of every view they see (region labels). With nothing but the class of an image a student learns much less. "
             f"Compare with random images of the same number (`rded distill --method random-images`): with region labels they can come close.\n\n{measured}")
 
-# %% ../nbs/14_distilled.ipynb #91f7819d
+# %% ../nbs/14_distilled.ipynb #34be4668
 def _terms(manifest, terms):
     "Whose the pixels are."
     known = f'Whoever published this set says: `{terms}`.' if terms else licence(manifest)[1]
@@ -535,7 +539,7 @@ def card(
     about = f'{len(distilled):,} images of {len(distilled.classes):,} classes ({each}), {distilled.size}×{distilled.size} pixels, PNG{stitched}. Classes: {_list(distilled.names)}.'
     return f'# {escaped(title(distilled))}\n\n{about}\n' + ''.join(f'\n## {heading}\n\n{text}\n' for heading, text in _sections(distilled, layout, results, terms))
 
-# %% ../nbs/14_distilled.ipynb #1eb400a6
+# %% ../nbs/14_distilled.ipynb #d61b20a6
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
@@ -543,7 +547,7 @@ def stored_bytes(
     if isinstance(distilled, DistilledSet): return sum(len(png_bytes(x)) for x in distilled.x)
     return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
 
-# %% ../nbs/14_distilled.ipynb #a2ad60c3
+# %% ../nbs/14_distilled.ipynb #1e11f9c7
 def _content(images, i):
     "The digest of an image's contents; None where it cannot be read."
     try: return images.content(i)
@@ -551,8 +555,9 @@ def _content(images, i):
 
 def _places(images, lost, classes):
     "Where to look for what is not in its place: the likely images first."
-    names, keys = {source.split('/')[-1] for source, _ in lost}, {classes[label] for label in lost.values()}
-    yield [i for i, source in enumerate(images.sources) if source.split('/')[-1] in names]
+    name = lambda source: re.split('[/!]', source)[-1]    # in a folder, or in 'shard.tar!member'
+    names, keys = {name(source) for source, _ in lost}, {classes[label] for label in lost.values()}
+    yield [i for i, source in enumerate(images.sources) if name(source) in names]
     yield [i for i, label in enumerate(images.y.tolist()) if images.classes[label] in keys]
     yield range(len(images))
 
@@ -585,7 +590,7 @@ def trace(
     moved = {item[0]: images.sources[found[item]] for item in lost if item in found}
     return found, moved, {item: now.get(item, 'missing') for item in lost if item not in found}
 
-# %% ../nbs/14_distilled.ipynb #1f4ffa34
+# %% ../nbs/14_distilled.ipynb #811bcbc9
 def _held(path):
     "Pixel hash of an image file; '' where it cannot be read."
     try: return pixel_hash(to_tensor(read_image(path)))
@@ -625,7 +630,7 @@ def _sources_report(manifest, images, workers, progress):
     return {'changed_sources': [source for (source, _), now in gone.items() if now != 'missing'],
             'missing_sources': [source for (source, _), now in gone.items() if now == 'missing'], 'moved_sources': len(moved)}
 
-# %% ../nbs/14_distilled.ipynb #1a4b4960
+# %% ../nbs/14_distilled.ipynb #54bac9c0
 def _complaint(manifest, images, found, gone):
     "One line that names what changed and what is missing."
     changed = [f'{source} ({content} in the manifest, {now or "unreadable"} here)' for (source, content), now in gone.items() if now != 'missing']
@@ -648,7 +653,7 @@ def locate(
     if gone: raise ValueError(_complaint(manifest, images, found, gone))
     return torch.tensor([[found[p['source'], p['content']] for p in image['patches']] for image in manifest['images']]), moved
 
-# %% ../nbs/14_distilled.ipynb #3909210c
+# %% ../nbs/14_distilled.ipynb #74f27200
 def version_changes(manifest):
     "{library: (version in the manifest, version here)} of those that differ."
     now = versions()
