@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'GMACS', 'TRAIN_IMAGES', 'RATES', 'SMALLEST', 'Table', 'cite',
-           'table_of', 'recipe_of', 'published_for', 'verdict', 'Job', 'suffix', 'result_file', 'stands', 'data_for',
+           'table_of', 'recipe_of', 'published_for', 'verdict', 'Job', 'result_file', 'stands', 'data_for',
            'observer_file', 'shared_observer', 'run_recipe', 'command_of', 'rows', 'selected', 'sources', 'notebook_of',
            'parameters_of', 'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'spell', 'plan', 'obstacle',
            'described', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
 
-# %% ../nbs/44_reproduce.ipynb #54088fb0
+# %% ../nbs/44_reproduce.ipynb #22128f3e
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from .files import Log, atomic_file, locked, read_json, write_json
-from .recipes import DATASETS, cell, changed, citable, dataset_of, plain_name, published, stated, tiny
+from .files import Log, atomic_file, check_same, locked, read_json, write_json
+from .recipes import DATASETS, LABELS, cell, changed, citable, dataset_of, plain_name, published, stated, tiny
 from .report import Stat, cells, difference, markdown, read_results, stat
 
-# %% ../nbs/44_reproduce.ipynb #36d80449
+# %% ../nbs/44_reproduce.ipynb #6b4b7933
 @dataclass(frozen=True)
 class Table:
     "A table of the paper: what it claims, the values of its cells, and the recipe of each."
@@ -38,7 +38,7 @@ def _main(small, dataset, network, ipc):
     made = cell(dataset, network, ipc)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #6109414f
+# %% ../nbs/44_reproduce.ipynb #a5ee2689
 OBSERVERS = ('resnet18', 'resnet50', 'efficientnet_b0', 'mobilenet_v2', 'vgg11', 'swin_v2_t')
 STUDENTS = (*OBSERVERS, 'resnet101', 'timm:deit_tiny_patch16_224', 'swin_t', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny')
 NAMES = {'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny', 'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
@@ -56,7 +56,7 @@ def _cross(small, teacher, student, dataset='ImageNet-1K', ipc=10):
     if cell(dataset, 'resnet18', ipc).observer_weights: made = replace(made, observer_weights=f'torchvision:{plain_name(observer)}', observer_training=None)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #07679a9f
+# %% ../nbs/44_reproduce.ipynb #9380ac54
 ABLATIONS = {'patches': (1, 4, 9, 16), 'preselect': (50, 100, 300, 600), 'crops': (1, 5, 10, 20), 'labels': ('region', 'fixed', 'hard')}
 
 def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=10):
@@ -69,7 +69,7 @@ def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=1
     made = replace(base, name=f'{base.name}-{axis}{value}', **{field: set_to})
     return replace(made, preselect=max(made.preselect, made.factor ** 2 * made.ipc)) if axis == 'patches' else made
 
-# %% ../nbs/44_reproduce.ipynb #2c327d78
+# %% ../nbs/44_reproduce.ipynb #5615b8b5
 def _large(small, dataset, ipc, network='resnet18'):
     made = _main(small, dataset, network, ipc)
     drawn = max(made.preselect, made.factor ** 2 * made.ipc)
@@ -111,7 +111,7 @@ def published_for(table, recipe):
         found = published(source, recipe.dataset, recipe.ipc, 'RDED', cite(recipe.observer), cite(recipe.student))
         if found: return found
 
-# %% ../nbs/44_reproduce.ipynb #8ec5c832
+# %% ../nbs/44_reproduce.ipynb #8fab923c
 def verdict(ours, theirs):
     "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
     if ours is None: return 'not run'
@@ -119,7 +119,7 @@ def verdict(ours, theirs):
     gap, spread = difference(ours, theirs.top1, theirs.std)
     return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
 
-# %% ../nbs/44_reproduce.ipynb #47dc5214
+# %% ../nbs/44_reproduce.ipynb #271fc1ae
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -133,7 +133,7 @@ class Job:
     @property
     def labels(self): return self.values.get('labels') or (self.values['value'] if self.values.get('axis') == 'labels' else 'region')
     @property
-    def name(self): return f'{self.recipe.name}{suffix(self.labels)}'
+    def name(self): return self.recipe.name + LABELS[self.labels][0]
 
     def files(self, out):
         "The results it makes, in the order in which it makes them."
@@ -147,21 +147,17 @@ class Job:
         "The results that are not there; `ValueError` for one that is there and is of other settings."
         return [f for f in self.files(out) if not stands(f, self.recipe, self.labels)]
 
-def suffix(labels): return {'region': '', 'hard': '-hard', 'fixed': '-fixed'}[labels]
-
 def result_file(out, recipe, method, seed, labels='region'):
-    return Path(out, 'results', f'{recipe.name}{suffix(labels)}-{method}-seed{seed}.json')
+    return Path(out, 'results', f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json')
 
 def stands(file, recipe, labels='region'):
     "Whether a result of this recipe is in `file`; `ValueError` where it is of another one."
     if not file.exists(): return False
     found = read_json(file)
-    wanted = {'recipe': recipe.name, 'training': recipe.training.name + {'region': '', 'hard': '-hard', 'fixed': ', labels fixed'}[labels], 'ipc': recipe.ipc, 'student': recipe.student}
-    for key, value in wanted.items():
-        if found.get(key) != value: raise ValueError(f'{file} is a result of other settings ({key} {found.get(key)}, now {value}): choose another --out, or remove the file')
+    check_same(file, found, {'recipe': recipe.name, 'training': recipe.training.name + LABELS[labels][1], 'ipc': recipe.ipc, 'student': recipe.student})
     return True
 
-# %% ../nbs/44_reproduce.ipynb #8ffdbc20
+# %% ../nbs/44_reproduce.ipynb #a66bee55
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
     if dataset_of(name) == dataset: return 2
@@ -179,7 +175,7 @@ def data_for(recipe, root, download=False):
     if len(best) > 1: raise ValueError(f'--data {root}: {" and ".join(Path(p).name for p in best)} are both {recipe.dataset}: give one of them as --data')
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
-# %% ../nbs/44_reproduce.ipynb #ff414f3e
+# %% ../nbs/44_reproduce.ipynb #247fb7bf
 def observer_file(folder, recipe, data, seed=0):
     "Where the observer of a recipe on these data is kept; None for released weights."
     t = recipe.observer_training
@@ -206,7 +202,7 @@ def shared_observer(
         models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
     return str(file)
 
-# %% ../nbs/44_reproduce.ipynb #183e74f1
+# %% ../nbs/44_reproduce.ipynb #760921b6
 def run_recipe(
     recipe, data,
     out,                        # folder of results, sets and observers
@@ -221,8 +217,7 @@ def run_recipe(
     data = data or recipe.data
     eyes = observer or shared_observer(recipe, data, observers or Path(out, 'observers'), download, device, workers, precision, progress)
     how = dict(device=device, workers=workers, precision=precision, command=command, note=note or None, progress=progress)
-    if labels == 'fixed': return _run_fixed(recipe, data, eyes, out, seeds, methods, download, how)
-    return pipeline.run(recipe, data, eyes, out, seeds, methods, hard=labels == 'hard', download=download, log=_silent, **how)
+    return pipeline.run(recipe, data, eyes, out, seeds, methods, labels=labels, download=download, log=_silent, **how)
 
 def _silent(text): pass
 
@@ -232,24 +227,7 @@ def command_of(table, values, seeds, tiny=False, **settings):
     only, told = (','.join(f'{k}={v}' for k, v in pairs.items()) for pairs in (values, {k: v for k, v in settings.items() if v}))
     return f"rded reproduce {table} {'--tiny' if tiny else '--data ROOT'} --only {shlex.quote(only)} --seeds {','.join(map(str, seeds))}" + (f' --set {shlex.quote(told)}' if told else '')
 
-def _run_fixed(recipe, data, eyes, out, seeds, methods, download, how):
-    "The results with one label a stored image."
-    from rded import datasets, pipeline
-    from rded.distilled import DistilledSet
-    from rded.labels import FixedLabels
-    images, val = (datasets.load(data, split, download) for split in ('train', 'val'))
-    eyes = pipeline.the_observer(recipe, images, val, eyes, Path(out), True, how['device'], how['workers'], _silent, how['progress'])
-    results = []
-    for file, method, seed in [(result_file(out, recipe, m, s, 'fixed'), m, s) for s in seeds for m in methods]:
-        folder = Path(out, 'sets', f'{recipe.name}-{method}-seed{seed}')
-        if not folder.exists(): pipeline.make_set(method, recipe, images, eyes, seed, workers=how['workers'], device=how['device'], progress=how['progress']).save(folder)
-        if not stands(file, recipe, 'fixed'):
-            made = DistilledSet.load(folder)
-            write_json(file, pipeline.train_set(made, eyes, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, eyes), **how)[1])
-        results.append(read_json(file))
-    return results
-
-# %% ../nbs/44_reproduce.ipynb #994a4eff
+# %% ../nbs/44_reproduce.ipynb #7f949a9b
 def rows(
     table,          # a name in TABLES
     out,            # folder of results
@@ -265,7 +243,7 @@ def rows(
 
 def _row(table, values, recipe, found):
     labels = Job(table, values, recipe, (), ()).labels
-    training = recipe.training.name + {'region': '', 'hard': '-hard', 'fixed': ', labels fixed'}[labels]
+    training = recipe.training.name + LABELS[labels][1]
     mine = [c for c in found if (c.recipe, c.training) == (recipe.name, training)]
     ours, random = (next((c for c in mine if c.method == m), None) for m in ('rded', 'random-images'))
     theirs, top1 = published_for(table, recipe) if labels == 'region' else None, ours and ours.top1
@@ -302,7 +280,7 @@ def sources(table, shown):
     said = dict.fromkeys(r['published'].source for r in shown if r['published'])
     return f'Published: {"; ".join(said)}.' if said else ''
 
-# %% ../nbs/44_reproduce.ipynb #6327814d
+# %% ../nbs/44_reproduce.ipynb #a4d60528
 def notebook_of(table):
     "The notebook of a table; `ValueError` where the package was installed without its notebooks."
     here = Path(__file__).parent if '__file__' in globals() else Path('rded').resolve()
@@ -329,7 +307,7 @@ def check_parameters(notebook, given):
             raise ValueError(f'{Path(notebook).name}: {name} is {value!r}: give a {wanted.__name__}, as {known[name]!r}')
     return given
 
-# %% ../nbs/44_reproduce.ipynb #efed1d5d
+# %% ../nbs/44_reproduce.ipynb #85135cfe
 GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
@@ -369,7 +347,7 @@ def spell(seconds):
         if seconds >= above: return f'{seconds / length:.1f} {unit}' if unit != 'min' else f'{seconds / 60:.0f} min'
     return f'{seconds:.0f} s'
 
-# %% ../nbs/44_reproduce.ipynb #d1aae478
+# %% ../nbs/44_reproduce.ipynb #d37c4e0d
 def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, observer_epochs=0, download=False):
     "The table's jobs, in its order."
     return [Job(table, values, r, tuple(methods), tuple(seeds), data_for(r, root, download))
@@ -402,7 +380,7 @@ def described(jobs, out, device='cpu', workers=1, observers=None, given=None):
     lines.append(f'{len(jobs)} cells; time left about {spell(total / rate / workers)} on {workers} worker{"s" * (workers > 1)} ({basis}); disk {disk / 1e6:.0f} MB; downloads: {", ".join(sorted(fetched)) or "none"}')
     return lines
 
-# %% ../nbs/44_reproduce.ipynb #78f6f7ed
+# %% ../nbs/44_reproduce.ipynb #be044a1c
 def _running(output): return output.with_name(f'.running-{output.name}')
 
 def execute(notebook, output, parameters):
@@ -447,7 +425,7 @@ def work():
     print('\n' + json.dumps(answer), flush=True)
     os._exit(0)
 
-# %% ../nbs/44_reproduce.ipynb #22b456bb
+# %% ../nbs/44_reproduce.ipynb #f2655a4e
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
@@ -537,7 +515,7 @@ class Runner:
             raise
         return self
 
-# %% ../nbs/44_reproduce.ipynb #3d0cd58e
+# %% ../nbs/44_reproduce.ipynb #c523f9dd
 def devices_here(device='auto'):
     "One worker a GPU, or one on the CPU."
     import torch

@@ -226,7 +226,7 @@ def test_without_papermill_one_line(monkeypatch, tmp_path, capsys):
 def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
     finish(fake, only={'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, seeds=[0])
     job = reproduce.plan('main_table', fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0], ['rded'], epochs=7)[0]
-    with pytest.raises(ValueError, match='is a result of other settings .training paper, now paper, epochs 7.: choose another --out'): job.missing(fake / 'out')
+    with pytest.raises(ValueError, match='holds the result of another run .training paper, now paper, epochs 7.: choose another --out'): job.missing(fake / 'out')
 
 
 def test_dry_run_says_the_plan_and_makes_nothing(fake, capsys):
