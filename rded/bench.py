@@ -12,7 +12,7 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'photographs', 'piece'
            'floors', 'command_time', 'reset_peak', 'grow', 'imagenet_shaped', 'Busy', 'scoring_at_scale',
            'training_at_scale', 'gpu', 'run', 'one_stage', 'growth', 'spoken']
 
-# %% ../nbs/45_bench.ipynb #42ffc6de
+# %% ../nbs/45_bench.ipynb #e223bc55
 import json
 import os
 import statistics
@@ -35,13 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 from . import datasets, models, observer, pipeline, recipes, score, student
 from .evaluate import evaluate
 from .files import write_json
+from .images import to_image
 from .labels import LiveLabels, soft_loss
 from .observer import Observer, get_observer
 from .patches import place
 from .report import BENCH
 from .views import draw_views
 
-# %% ../nbs/45_bench.ipynb #7013948b
+# %% ../nbs/45_bench.ipynb #02bb98d5
 def photographs():
     "scikit-learn's two photographs, as Pillow images."
     from PIL import Image
@@ -75,7 +76,7 @@ def make_folder(root, classes, images, width, height, kilobytes=None, seed=0):
     if not Path(root, 'val').exists(): Path(root, 'val').symlink_to('train', target_is_directory=True)
     return Path(root)
 
-# %% ../nbs/45_bench.ipynb #32f17253
+# %% ../nbs/45_bench.ipynb #d177a00a
 class CropFiles(Dataset):
     "K random crops of each file of a class, normalised."
     def __init__(self, files, crops, size):
@@ -135,7 +136,7 @@ def published_epoch(teacher, net, loader, optimizer, temperature):
         losses.append(loss.item())
     return statistics.fmean(losses)
 
-# %% ../nbs/45_bench.ipynb #6731db4a
+# %% ../nbs/45_bench.ipynb #dec98978
 class WholeFiles(Dataset):
     "Whole images and labels, shifted and flipped where they are for training, normalised."
     def __init__(self, images, root, train):
@@ -161,7 +162,7 @@ def published_accuracy(net, loader):
     "Percent of images recognised."
     return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
 
-# %% ../nbs/45_bench.ipynb #b3d63446
+# %% ../nbs/45_bench.ipynb #3983a4cd
 def scaled_observer(arch, images, size, factor=1, spread=4.0):
     "An observer with random weights whose last layer is scaled until its answers to patches differ as much as a trained network's: enough for timing."
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
@@ -184,15 +185,14 @@ def published_scoring(job):
 
 def published_training(job):
     made, eyes, training = training_set(job)
-    folder = tempfile.mkdtemp()
-    from rded.images import to_image
-    for k, x in enumerate(made.x): to_image(x).save(Path(folder, f'{k:05d}.png'))
-    loader = DataLoader(ViewFiles(sorted(Path(folder).iterdir()), made.size, made.factor), batch_size=training.batch_size, shuffle=True, num_workers=job['workers'])
+    folder = tempfile.TemporaryDirectory()
+    for k, x in enumerate(made.x): to_image(x).save(Path(folder.name, f'{k:05d}.png'))
+    loader = DataLoader(ViewFiles(sorted(Path(folder.name).iterdir()), made.size, made.factor), batch_size=training.batch_size, shuffle=True, num_workers=job['workers'])
     net = models.build(job['student'], len(made.classes), made.size).body.train()
     teacher = eyes.nets[0].body.to(memory_format=torch.contiguous_format)
     net = net.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(net.parameters(), training.lr)
-    return lambda: published_epoch(teacher, net, loader, optimizer, training.temperature) and None
+    return lambda folder=folder: published_epoch(teacher, net, loader, optimizer, training.temperature) and None  # the files stay as long as it
 
 def training_set(job):
     "(a set of the job's shape, its observer, its training): whole images stand for a distilled set."
@@ -202,7 +202,7 @@ def training_set(job):
     training = recipes.paper_training(job['student'], job['ipc'], len(images.classes), None, len(rows))
     return made, the_eyes(job, images), training
 
-# %% ../nbs/45_bench.ipynb #03c3492f
+# %% ../nbs/45_bench.ipynb #c394c26b
 def some_images(job, split='train'):
     "As many images of every class as the job has."
     images = datasets.load(job['data'], split)
@@ -221,7 +221,7 @@ def published_evaluation(job):
     net = models.build(job['student'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).eval()
     return lambda: published_accuracy(net, loader) and None
 
-# %% ../nbs/45_bench.ipynb #26298be6
+# %% ../nbs/45_bench.ipynb #32731f3b
 def subset_of_classes(images, classes):
     "The images of the first classes, with those classes alone."
     some = images.subset([i for c in range(classes) for i in images.of_class(c).tolist()])
@@ -274,7 +274,7 @@ def recipe_of(job, images):
     base = recipes.get('digits-conv3-ipc10')
     return replace(base, name='bench', classes=len(images.classes), size=job['size'], ipc=job['ipc'], factor=job['factor'], preselect=job['images'], crops=job['crops'])
 
-# %% ../nbs/45_bench.ipynb #eeec51b8
+# %% ../nbs/45_bench.ipynb #b09965ed
 def forward_alone(job):
     "The observer on as many crops as the job has, and nothing else."
     images = datasets.load(job['data'], 'train')
@@ -315,7 +315,7 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
         times.append(time.perf_counter() - start)
     return 2 * side ** 3 / min(times)
 
-# %% ../nbs/45_bench.ipynb #8359df53
+# %% ../nbs/45_bench.ipynb #d8a2d5d3
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
          'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
          'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
@@ -379,7 +379,7 @@ def in_turn(
     first = results[sides[0]]['median']
     return {**results, 'ratios': {side: round(first / results[side]['median'], 3) for side in sides[1:]}}
 
-# %% ../nbs/45_bench.ipynb #dc317071
+# %% ../nbs/45_bench.ipynb #d3f7c554
 CIFAR = dict(arch='conv3', student='conv3', size=32, factor=1, classes=2, images=300, crops=5, ipc=10, precision='auto', device='cpu')
 LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=40, crops=5, ipc=1, precision='auto', device='cpu')
 STAGES = {
@@ -425,7 +425,7 @@ def command_time(job, turns=3):
             seconds.append(time.perf_counter() - start)
     return {'seconds': [round(s, 3) for s in seconds], 'median': statistics.median(seconds)}
 
-# %% ../nbs/45_bench.ipynb #3fd0c275
+# %% ../nbs/45_bench.ipynb #460d758d
 GROWTH = {'images': [75, 150, 300, 600], 'classes': [2, 4, 8, 16], 'ipc': [5, 10, 20, 40], 'crops': [2, 4, 8, 16], 'resolution': [16, 32, 64, 128]}
 
 def reset_peak() -> bool:
@@ -454,7 +454,7 @@ def grow(axis, values, folder, repeats=3):
         rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': round(resident_peak(), 1) if known else None})
     return rows
 
-# %% ../nbs/45_bench.ipynb #565ca54c
+# %% ../nbs/45_bench.ipynb #d20a2a59
 def _some_jpegs(task):
     folder, first, count, quality, seed = task
     photos, rng = photographs(), np.random.default_rng(seed)
@@ -528,7 +528,7 @@ def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, **shape)
     found = {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
     return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
 
-# %% ../nbs/45_bench.ipynb #83c6f4af
+# %% ../nbs/45_bench.ipynb #f9043e07
 def run(
     stages=(*STAGES, 'growth'),
     out='out/bench',       # folder: bench-STAGE.json
