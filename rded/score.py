@@ -7,7 +7,7 @@ __all__ = ['CHUNK_PIXELS', 'PART', 'COLUMNS', 'EVERY', 'TOLERANCE', 'ahead', 'in
            'Draw', 'repaired', 'Candidates', 'Columns', 'Judge', 'kth_loss', 'undecided', 'first_guess', 'refine',
            'Kept', 'forget', 'score_images', 'choose']
 
-# %% ../nbs/13_score.ipynb #2ce00825
+# %% ../nbs/13_score.ipynb #752b28b5
 import json, secrets, shutil, threading, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ from .mosaic import arrange, cell_size
 from .patches import CANVASES, crop, place, realism, sample_boxes
 from .select import best_per_image, check_fits, pick
 
-# %% ../nbs/13_score.ipynb #da9c7d31
+# %% ../nbs/13_score.ipynb #ecfacf8b
 def ahead(
     function,
     items,   # any iterable; taken up as needed
@@ -47,7 +47,7 @@ def ahead(
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/13_score.ipynb #e4e55f3e
+# %% ../nbs/13_score.ipynb #08e286e5
 def in_memory(
     images, # ImageSet
 ):
@@ -59,7 +59,7 @@ def readable(images, i):
     try: return images.image(i)
     except ValueError as error: return error
 
-# %% ../nbs/13_score.ipynb #8429f222
+# %% ../nbs/13_score.ipynb #e19c3f7c
 @dataclass(frozen=True)
 class Cutting:
     "What happens to an image before an observer sees it."
@@ -94,7 +94,7 @@ class Cutting:
         boxes = self.boxes(images, indices, x.shape[-2], x.shape[-1])
         return boxes, crop(x.to(device), boxes, self.size)
 
-# %% ../nbs/13_score.ipynb #f456455c
+# %% ../nbs/13_score.ipynb #92369c0d
 CHUNK_PIXELS = {'cpu': 2 ** 15, 'cuda': 2 ** 24}  # the observer's input pixels in a chunk, about
 PART = 5                                           # chunks that a CPU's thread takes at once
 
@@ -135,7 +135,7 @@ class Draw:
             if wanted.isdisjoint(range(*span)): continue
             yield from (part for part in self.of_class(label)[0] if part[2] in wanted)
 
-# %% ../nbs/13_score.ipynb #8415fa3c
+# %% ../nbs/13_score.ipynb #d19b1671
 def repaired(images, indices, found, spare, broken):
     "{index: Pillow image} of a part whose broken images are replaced by spare ones, or left out when there are none; `broken` grows by (source, reason)."
     whole = {}
@@ -147,7 +147,7 @@ def repaired(images, indices, found, spare, broken):
         if img is not None: whole[i] = img
     return whole
 
-# %% ../nbs/13_score.ipynb #c54d1735
+# %% ../nbs/13_score.ipynb #f7ae457b
 @dataclass(frozen=True, repr=False)
 class Candidates:
     "The best crop of every drawn image, class by class in the order of the draw."
@@ -187,7 +187,7 @@ class Candidates:
         from IPython.core.pylabtools import print_figure
         return print_figure(self.figure(), 'png')
 
-# %% ../nbs/13_score.ipynb #31929592
+# %% ../nbs/13_score.ipynb #4a3ff419
 COLUMNS = ('part', 'index', 'label', 'boxes', 'scores')
 
 class Columns:
@@ -218,7 +218,7 @@ class Columns:
         every.fill(**{name: rows[order] for name, rows in found.items()})
         return every
 
-# %% ../nbs/13_score.ipynb #0f1b7801
+# %% ../nbs/13_score.ipynb #4646c6d6
 _alone = threading.Lock()
 
 @lru_cache
@@ -270,7 +270,7 @@ def _check(images, observer, size, canvas, preselect, crops):
     if list(observer.classes) != list(images.classes):
         raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 
-# %% ../nbs/13_score.ipynb #065382d1
+# %% ../nbs/13_score.ipynb #e5c6e3c8
 class _Files(Dataset):
     "Parts for a DataLoader's processes."
     def __init__(self, images, cutting): self.images, self.cutting = images, cutting
@@ -309,7 +309,7 @@ def _mended(draw, cutting, judge, label, numbers, workers):
         done.append(((label, list(whole), part[2]), boxes, judge(crops.flatten(0, 1), label).view(crops.shape[:2]) if whole else None, broken))
     return done
 
-# %% ../nbs/13_score.ipynb #28f7100c
+# %% ../nbs/13_score.ipynb #64dd2d24
 def kth_loss(loss, exact, k):
     "Of the images of a class: the k-th smallest of their smallest losses [n,K], over the crops where `exact` is true."
     best = loss.where(exact, torch.inf).amin(1)
@@ -323,7 +323,7 @@ def first_guess(loss, k):
     "Bool [n,K]: crops of a class whose loss is at most a tenth above the k-th image's."
     return loss <= 1.1 * kth_loss(loss, torch.ones_like(loss, dtype=torch.bool), k)
 
-# %% ../nbs/13_score.ipynb #8bd8b0c5
+# %% ../nbs/13_score.ipynb #c2160d87
 def _chosen_crops(images, cutting, columns, rows, chosen):
     "The chosen crops [m,K] of some rows, one after the other."
     return torch.cat([cutting.out_of(images.image(columns.index[row].item()), columns.boxes[row][which]) for row, which in zip(rows.tolist(), chosen)])
@@ -364,7 +364,7 @@ def refine(
         for rows in classes: wanted[rows] = undecided(-columns.scores[rows], exact[rows], k, min(share, 0.5))
     return exact.float().mean().item(), share
 
-# %% ../nbs/13_score.ipynb #7360d8b9
+# %% ../nbs/13_score.ipynb #d9ad958b
 EVERY = 5.0  # seconds between two files, at least
 
 class Kept:
@@ -421,7 +421,7 @@ def _left(kept, columns, draw):
     kept.saved = columns.filled
     return ranks.share((~every.any(0)).nonzero().flatten().tolist())
 
-# %% ../nbs/13_score.ipynb #6d697151
+# %% ../nbs/13_score.ipynb #d939ab9b
 def _stream(draw, cutting, judge, columns, kept, numbers, workers, waiting, progress):
     "Score parts into `columns`; [label, number] of those that hold a broken image."
     torn, label = [], 'scoring' if len(numbers) == len(ranks.share(range(len(draw)))) else f'scoring what is left of {len(draw)} parts'
@@ -501,7 +501,7 @@ def _candidates(images, columns, broken, settings, environment):
     settings = dict(settings, drawn=[min(drawn), max(drawn)])
     return Candidates(columns.index, columns.label, columns.boxes[torch.arange(len(best)), best], score, best, columns.scores, drawn, broken, settings, environment)
 
-# %% ../nbs/13_score.ipynb #005c05c8
+# %% ../nbs/13_score.ipynb #9db51268
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
 def choose(
