@@ -10,6 +10,7 @@ config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 notebooks = settings["notebooks_requirements"].split()
 export = settings["export_requirements"].split()
+shards = settings["shards_requirements"].split()
 
 setup(
     name=settings["lib_name"],
@@ -26,6 +27,6 @@ setup(
     packages=["rded"],
     package_data={"rded": ["*.csv"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"notebooks": notebooks, "export": export, "dev": notebooks + export + settings["dev_requirements"].split()},
+    extras_require={"notebooks": notebooks, "export": export, "shards": shards, "dev": notebooks + export + shards + settings["dev_requirements"].split()},
     entry_points={"console_scripts": [settings["console_scripts"]]},
 )
