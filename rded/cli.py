@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'OBSERVER', 'NOTE', 'PRECISION', 'BENCHES', 'COMMANDS', 'COMMON',
-           'COMPUTES', 'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings', 'free_folder', 'free_file',
-           'observer', 'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export', 'relabel', 'train', 'evaluate',
-           'recipes', 'run', 'prepare', 'reproduce', 'bench', 'report', 'Parser', 'whole', 'several', 'pair', 'setting',
-           'listed', 'method', 'parser', 'main']
+           'COMPUTES', 'SPLIT', 'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings', 'free_folder',
+           'free_file', 'observer', 'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export', 'relabel', 'train',
+           'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report', 'Parser', 'whole',
+           'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #9dcbfee0
+# %% ../nbs/47_cli.ipynb #4eaa4360
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/47_cli.ipynb #58d8cdc6
+from . import ranks
+
+# %% ../nbs/47_cli.ipynb #6bfec9d9
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -34,7 +36,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #198d9761
+# %% ../nbs/47_cli.ipynb #7dd235d1
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -52,7 +54,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #eab93875
+# %% ../nbs/47_cli.ipynb #4fbe000d
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -62,7 +64,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {' '.join(str(message).split())}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #47ffdde8
+# %% ../nbs/47_cli.ipynb #1450a160
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -83,7 +85,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #787d9c4c
+# %% ../nbs/47_cli.ipynb #a3d76c0c
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(title)
@@ -98,13 +100,14 @@ def observer(args, progress):
     usual = recipes.observer_training(args.arch, args.dataset or recipes.dataset_of(images.name) or images.name, size)
     training = recipes.changed(usual, epochs=args.epochs, precision=models.pick_precision(args.precision, device))
     net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress)
-    models.save(net, out)
     result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info}
+    _write(args.json, result)
+    models.save(net, out)
     _show(str(out), {'network': f'{net.arch}, {net.size} px, {net.num_classes} classes', 'training': training.name,
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #2410fbc6
+# %% ../nbs/47_cli.ipynb #7e1e316a
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -113,7 +116,7 @@ def _observer(args, images, size=None, device='cpu'):
 def _check(args, found, images):
     "ValueError where the observer's classes are not the images', unless --no-check."
     from rded.observer import check_class_order
-    if found and not args.no_check: check_class_order(found, images, args.seed, workers=args.workers)
+    if found and not args.no_check and not ranks.rank(): check_class_order(found, images, args.seed, workers=args.workers)
 
 def _recipe(args, images, size, arch):
     "The arguments of `distill` as a recipe of one's own; ValueError, before any work, for more than the images give."
@@ -140,19 +143,22 @@ def distill(args, progress):
     found = _observer(args, images, args.size, device) if args.observer else None
     recipe = _recipe(args, images, args.size or found.size, found.arch if found else 'none')
     _check(args, found, images)
-    made = pipeline.make_set(args.method, recipe, images, found, args.seed, batch=args.batch or 1024, workers=args.workers, device=device, progress=progress)
-    made.save(out)
+    made = pipeline.make_and_save(out, args.method, recipe, images, found, args.seed, lambda made: _write(args.json, _described(made, out)),
+                                  batch=args.batch or 1024, workers=args.workers, device=device, progress=progress)
+    if made is None: return None        # only rank 0 has it
     for source in (made.manifest or {}).get('broken', []): print(f'rded: note: {source} cannot be read and was replaced by the next of its class', file=sys.stderr)
-    return _described(made, out)
+    return _presented(made, out)
 
 def _facts(made):
     return {'images': len(made), 'classes': len(made.classes), 'ipc': made.ipc, 'size': made.size, 'factor': made.factor}
 
-def _described(made, path):
-    _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
-    return {'folder': str(path), **_facts(made)}
+def _described(made, path): return {'folder': str(path), **_facts(made)}
 
-# %% ../nbs/47_cli.ipynb #16131d6c
+def _presented(made, path):
+    _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
+    return _described(made, path)
+
+# %% ../nbs/47_cli.ipynb #23bab13a
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -233,8 +239,10 @@ def rebuild(args, progress):
     if args.against and not Path(args.against).is_dir(): raise ValueError(f'--against {args.against}: no such folder')
     images = datasets.load(args.data, manifest['data']['split'], args.download)
     made = distilled.rebuild(args.manifest, images, args.workers, progress, args.against)
-    made.save(out)
     result = {**_described(made, out), 'moved': len(made.moved), **made.difference, 'versions': made.changes}
+    _write(args.json, result)
+    made.save(out)
+    _presented(made, out)
     print(f'  {_exactness(made)}')
     return result
 
@@ -247,19 +255,23 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #7215a51a
+# %% ../nbs/47_cli.ipynb #927ff688
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
     if args.format == 'manifest': return _export_manifest(args)
     from rded import export as forms
+    from rded.files import atomic_dir
     out, made = free_folder(args.out), _set(args.distilled, args.size, args.workers)
     results = forms.results_for(made, args.results) if args.results else ()
     write, opens = {'webdataset': (forms.webdataset, f"webdataset.WebDataset({str(out / 'train-00000.tar')!r})"), 'hf': (forms.huggingface, f"datasets.load_dataset({str(out)!r})")}[args.format]
-    write(made, out, args.each, results, args.license, progress)
-    size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
+    with atomic_dir(out) as root:
+        write(made, root, args.each, results, args.license, progress)
+        size = sum(p.stat().st_size for p in root.rglob('*') if p.is_file())
+        result = {'folder': str(out), 'format': args.format, **_facts(made), 'bytes': size, 'results': len(results)}
+        _write(args.json, result)
     _show(str(out), {**_facts(made), 'bytes': size, 'opens with': opens})
-    return {'folder': str(out), 'format': args.format, **_facts(made), 'bytes': size, 'results': len(results)}
+    return result
 
 def _export_manifest(args):
     from rded import distilled
@@ -267,12 +279,14 @@ def _export_manifest(args):
     if out.exists(): raise ValueError(f'--out {out} exists: choose another or remove it')
     if not source.is_file(): raise ValueError(f'{args.distilled} holds no rded.json: only a set that rded made has a manifest')
     manifest = distilled.read_manifest(source)
+    size = {'bytes': len(distilled.manifest_bytes(manifest, out)), 'uncompressed': len(distilled.manifest_text(manifest).encode())}
+    result = {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
+    _write(args.json, result)
     distilled.write_manifest(manifest, out)
-    size = {'bytes': out.stat().st_size, 'uncompressed': len(distilled.manifest_text(manifest).encode())}
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
-    return {'file': str(out), 'format': 'manifest', 'images': len(manifest['images']), **size}
+    return result
 
-# %% ../nbs/47_cli.ipynb #974ddfb0
+# %% ../nbs/47_cli.ipynb #430a4aa4
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -315,7 +329,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #4ef35c0b
+# %% ../nbs/47_cli.ipynb #6f8e0f8b
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -375,6 +389,8 @@ def train(args, progress):
     net, result = pipeline.train_set(made, found, val, args.student, _training(args, made, val, arch, recipe), args.seed, labels=labels, recipe=recipe, batch=args.batch or 512,
                                      workers=args.workers, device=device, precision=args.precision, command=args.command_line, note=args.note, progress=progress)
     result['method'] = args.method_name or result['method']
+    _write(args.json, result)
+    if ranks.rank(): return None
     models.save(net, out)
     _show(str(out), {'student': f'{args.student}, {made.size} px', 'training': f"{result['training']}: {result['updates']} updates",
                      'top-1, top-5': f"{result['top1']:.2f} %, {result['top5']:.2f} % of {result['n']} validation images, last epoch"})
@@ -390,7 +406,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #358242e2
+# %% ../nbs/47_cli.ipynb #e2f04739
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -466,13 +482,29 @@ def bench(args, progress):
     stages = [args.stage] if args.stage else [s for s in BENCHES if s != 'gpu']
     return bench.run(stages, args.out, args.data, args.observer, args.turns, log=lambda text: print(text, flush=True))
 
+def plan(args, progress):
+    from rded.plan import Rates, Where, Work, cost, flops_of, measure
+    where = Where(args.cores, args.gpus, args.network, args.gpu_peak, args.gpu_share)
+    task = dict(images=args.images, classes=args.classes, ipc=args.ipc, preselect=args.preselect, crops=args.crops, factor=args.factor, size=args.size, layout=args.layout, cached=args.cached, check=not args.no_check)
+    told = {k: v for k, v in (('image_bytes', args.image_bytes), ('image_mpx', args.image_pixels and args.image_pixels / 1e6)) if v is not None}
+    Work(**task, **told)                                   # what cannot be is said before anything is measured
+    if args.rates and Path(args.rates).exists() and not args.data: rates = Rates.load(args.rates)
+    else:
+        rates = measure(args.data, args.observer, args.arch, args.size, args.factor, args.crops, args.measure_ipc, args.measure_preselect, turns=3 if args.data else 1)
+        if args.rates: rates.save(args.rates)
+    if args.data: told = {'image_bytes': rates.image_bytes, 'image_mpx': rates.image_mpx, **told}
+    flops = None if args.arch in rates.about.get('observer', '') or args.observer else flops_of(args.arch, args.size)
+    found = cost(Work(**task, **told, flops=flops), rates, where)
+    print(found)
+    return found.as_dict()
+
 def report(args, progress):
     from rded.report import write_report
     result = write_report(args.results, args.out)
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #cd537d28
+# %% ../nbs/47_cli.ipynb #be9221d3
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -498,6 +530,13 @@ def several(of):
 RANDOM = ('random-images', 'random-crops', 'random-mosaics')
 METHODS = ('rded', *RANDOM, 'herding', 'k-means', 'easiest', 'hardest', 'sre2l')     # pipeline's, without its imports; all but RANDOM look through an observer
 
+def amount(text):
+    "An argument type: a whole number from 1 on, also as 300e6."
+    try: value = float(text)
+    except ValueError: value = 0
+    if not 1 <= value < float('inf') or value != int(value): raise argparse.ArgumentTypeError(f'{text!r}: give a whole number, 1 or more, as 300e6')
+    return int(value)
+
 def pair(text):
     "An argument type: 'key=value' as (key, value)."
     key, is_there, value = text.partition('=')
@@ -522,7 +561,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #8e5e896d
+# %% ../nbs/47_cli.ipynb #ab2fd102
 DATA = "a folder with train/ and val/ (or test/), 'torchvision:NAME', or 'digits'"
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -603,6 +642,18 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)}; all but gpu unless told"),
         '--data': dict(help='images of CIFAR-10, as DATA; made of two photographs unless told'), '--observer': dict(help='for them, Conv-3; random weights unless told'),
         '--turns': dict(type=whole(1), default=5, help='runs of each side that count (5)'), '--out': dict(required=True, help='folder of result files: bench-STAGE.json')}),
+    'plan': (plan, 'reckon what a distillation will cost, from rates measured here', {
+        '--images': dict(required=True, type=amount, metavar='N', help='of the training split, as 300e6'), '--classes': dict(required=True, type=amount, metavar='C'), '--ipc': dict(required=True, type=amount, metavar='K', help='images per class'),
+        '--preselect': dict(type=amount, default=300, help='images drawn of each class (300)'), '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'),
+        '--factor': dict(type=whole(1), default=2, help='an image is F × F patches (2)'), '--size': dict(type=whole(1), default=224, help='pixels (224)'),
+        '--arch': dict(default='resnet18', help='the observer, by name (resnet18)'), '--observer': dict(help='a trained one, which tells how many crops are judged again'),
+        '--data': dict(help='measure the rates on these images; pieces of two photographs unless told'), '--rates': dict(metavar='FILE', help='measured rates: read where it exists (and no --data is given), else written'),
+        '--measure-preselect': dict(type=whole(1), metavar='M', help='images drawn of each class while measuring; about 200 in all unless told'), '--measure-ipc': dict(type=whole(1), default=1, metavar='K', help='and images per class that come out (1)'),
+        '--image-bytes': dict(type=amount, help="bytes of a source file; 110e3, or what --data's have, unless told"), '--image-pixels': dict(type=amount, help="pixels of a source image; 200e3, or what --data's have, unless told"),
+        '--layout': dict(choices=('folder', 'shards'), default='folder', help='how the images lie'), '--cached': dict(action='store_true', help='the images lie in memory already'),
+        '--gpus': dict(type=whole(0), default=0, help='assumed, of all machines together; 0: the cores judge'), '--cores': dict(type=whole(1), help='those here, or 16 a GPU, unless told'),
+        '--network': dict(type=float, metavar='GBIT', help='Gbit/s into each machine of 8 GPUs; the local disk, or 10 with GPUs, unless told'),
+        '--gpu-peak': dict(type=float, default=312.0, metavar='TFLOPS', help='of a GPU in bfloat16 (312)'), '--gpu-share': dict(type=float, default=0.15, help='of its peak that the observer reaches (0.15)')}),
     'report': (report, 'tables and figures from result files', {'--results': dict(required=True, help='folder of result files'), '--out': dict(required=True, help='folder of the report')}),
 }
 COMMON = {'--seed': dict(type=whole(0), default=0, help='of everything random (0)'),
@@ -625,12 +676,13 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #2779542b
+# %% ../nbs/47_cli.ipynb #fe397937
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
     args.command_line = 'rded ' + shlex.join(argv)
+    _check_ranks(args)
     if args.json and Path(args.json).is_dir(): raise ValueError(f'--json {args.json} is a folder: give a file')
     if args.command in COMPUTES: _keep_freed_memory()
     try:
@@ -641,7 +693,15 @@ def _call(argv):
     _write(args.json, result)
     sys.stdout.flush()
 
-COMPUTES = ('observer', 'distill', 'relabel', 'train', 'evaluate', 'run', 'reproduce', 'bench')
+COMPUTES = ('observer', 'distill', 'relabel', 'train', 'evaluate', 'run', 'reproduce', 'bench', 'plan')
+
+SPLIT = ('distill', 'train', 'run')
+
+def _check_ranks(args):
+    "ValueError where torchrun started several ranks for a command that cannot share its work out, or too few GPUs are here for them."
+    if ranks.world() == 1: return
+    if args.command not in SPLIT: raise ValueError(f'rded {args.command}: every rank would do the same work; run it without torchrun (which is for {", ".join(SPLIT)})')
+    if args.device != 'cpu': ranks.check_gpus()
 
 def _keep_freed_memory():
     from rded.models import keep_freed_memory
@@ -649,14 +709,15 @@ def _keep_freed_memory():
 
 def _write(file, result):
     from rded.files import write_json
-    if file: write_json(file, result)
+    if file and not ranks.rank(): write_json(file, result)
 
 def main(argv=None):
     "The `rded` command; returns its exit status."
     try:
-        _call(argv)
+        with ranks.started(), ranks.one_speaks(): _call(argv)
         return 0
     except SystemExit as e: return e.code or 0        # --help, --version
+    except ranks.Told: return 1                       # another rank failed first, and said why
     except BrokenPipeError:                           # rded recipes | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

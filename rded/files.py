@@ -6,7 +6,7 @@
 __all__ = ['FULL', 'OPENERS', 'MAX_JSON', 'KINDS', 'atomic_file', 'atomic_dir', 'write_json', 'read_json', 'check_fields', 'told',
            'printable', 'save_tensors', 'load_tensors', 'sha256', 'digest64', 'hash64', 'Log', 'check_same', 'locked']
 
-# %% ../nbs/00_files.ipynb #a1f74602
+# %% ../nbs/00_files.ipynb #61489802
 import errno, gzip, hashlib, json, lzma, os, re, secrets, shutil, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from unicodedata import category
 
-# %% ../nbs/00_files.ipynb #9560e98c
+# %% ../nbs/00_files.ipynb #e9720935
 @cache
 def _here():
     "Within what process numbers are unique: 8 digits for this start of this machine and this container; None where nobody can say."
@@ -38,7 +38,7 @@ def _swept(folder):
         else:
             with suppress(OSError): left.unlink()
 
-# %% ../nbs/00_files.ipynb #4491fab8
+# %% ../nbs/00_files.ipynb #c39379ed
 def _temporary(path):
     "A hidden, unused sibling of `path` with the same suffix; those of processes that are no more are removed."
     _swept(path.parent)
@@ -53,8 +53,9 @@ def _sync(path):
 FULL = {errno.ENOSPC: 'the disk is full; free some space or write elsewhere', errno.EDQUOT: 'your share of the disk is used up; free some space or write elsewhere',
         errno.EFBIG: 'it is larger than a file may be here; raise the limit (ulimit -f) or write elsewhere'}
 
-def _explained(error, path):
-    "A one-line `ValueError` where there is no room for a file; any other `error` as it is."
+def _explained(error, path, temporary=None):
+    "A one-line `ValueError` where there is no room for a file; any other `error` as it is, about `path` where it is about the temporary one."
+    if isinstance(error, ValueError) and temporary and str(temporary) in str(error): return ValueError(str(error).replace(str(temporary), str(path)))
     number = getattr(error, 'errno', None) or next((n for n in FULL if f'os error {n})' in str(error)), None)
     return ValueError(f'{path}: {FULL[number]}') if number in FULL else error
 
@@ -66,7 +67,7 @@ def _place(path):
     if not os.access(path.parent, os.W_OK): raise ValueError(f'{path.parent} cannot be written to: choose another place')
     return path
 
-# %% ../nbs/00_files.ipynb #c005ad1c
+# %% ../nbs/00_files.ipynb #2c0b2afa
 @contextmanager
 def atomic_file(path):
     "Yield a temporary sibling of `path`, which takes that name when the block ends and vanishes when the block fails."
@@ -80,9 +81,9 @@ def atomic_file(path):
         _sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise _explained(error, path)
+        raise _explained(error, path, temporary)
 
-# %% ../nbs/00_files.ipynb #6aa1fe74
+# %% ../nbs/00_files.ipynb #c3fcbf3a
 def _check_free(path):
     "`ValueError` unless a folder can take the name `path`: it is absent, or an empty folder."
     if path.is_file(): raise ValueError(f'{path} is a file: choose another folder')
@@ -109,9 +110,9 @@ def atomic_dir(path):
         _sync(path.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _explained(error, path)
+        raise _explained(error, path, temporary)
 
-# %% ../nbs/00_files.ipynb #8b21e6ec
+# %% ../nbs/00_files.ipynb #1a6b3e74
 def _pretty(value, indent=''):
     "JSON text in which whatever fits on a line stands on one line."
     flat = json.dumps(value, ensure_ascii=False)
@@ -128,7 +129,7 @@ def write_json(path, obj):
     except ValueError as error: raise ValueError(f'{path}: {error}') from None
     with atomic_file(path) as temporary: temporary.write_bytes(f'{_pretty(plain)}\n'.encode('utf-8', 'backslashreplace'))
 
-# %% ../nbs/00_files.ipynb #36c44d19
+# %% ../nbs/00_files.ipynb #54f76dcf
 OPENERS = {b'\x1f\x8b': gzip.open, b'\xfd7zXZ\x00': lzma.open}  # by a file's first bytes
 MAX_JSON = 2**28  # bytes after decompression, ten times a distilled ImageNet-1K at 50 images a class: a small file may unfold without end
 
@@ -151,7 +152,7 @@ def read_json(path):
     except json.JSONDecodeError as error: raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from None
     except (ValueError, RecursionError) as error: raise ValueError(f'{path}: {error}') from None
 
-# %% ../nbs/00_files.ipynb #a75dcc64
+# %% ../nbs/00_files.ipynb #a1cb18c4
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
 def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63
 def _string(v): return isinstance(v, str) and '\0' not in v
@@ -165,17 +166,20 @@ KINDS = {   # what a field must be: a test, and the words for it
     'percent': (lambda v: _number(v) and 0 <= v <= 100, 'a number from 0 to 100'),
     'amount': (lambda v: _number(v) and v >= 0, 'a number, 0 or more'),
     'number': (_number, 'a number'),
+    'seed': (lambda v: _whole(v) or _string(v), 'a whole number, 0 or more, or text'),
     'yes or no': (lambda v: isinstance(v, bool), 'true or false'),
     'list': (lambda v: isinstance(v, list), 'a list in brackets'),
-    'names': (lambda v: isinstance(v, list) and v and all(map(_string, v)), 'a list of names'),
+    'names': (lambda v: isinstance(v, list) and v and all(isinstance(one, str) for one in v), 'a list of names'),
     'object': (lambda v: isinstance(v, dict), 'an object in braces')}
 
 def _held_by(found, parts, name=''):
-    "(name, object) of all that hold a field, going into every entry of a list where the field says '*'."
+    "(name, object) of all that hold a field, going into every entry where the field says '*'."
     if not parts: yield name, found
     elif parts[0] == '*':
-        for k, one in enumerate(found): yield from _held_by(one, parts[1:], f'{name}.{k}')
+        for k, one in _entries(found): yield from _held_by(one, parts[1:], f'{name}.{k}')
     elif found.get(parts[0]) is not None: yield from _held_by(found[parts[0]], parts[1:], f'{name}.{parts[0]}')
+
+def _entries(holder): return holder.items() if isinstance(holder, dict) else enumerate(holder)
 
 def check_fields(
     found,  # what a JSON file holds
@@ -194,7 +198,7 @@ def _check_field(holder, place, name, kind, file, of, optional):
     field, (test, words) = f'{place}.{name}'.lstrip('.'), KINDS[kind.rstrip('?')]
     if name != '*' and not isinstance(holder, dict): raise ValueError(f'{file}: {place.lstrip(".")} is {told(holder)}: it should be an object in braces')
     if name != '*' and name not in holder and not optional: raise ValueError(f'{file}: the field {field} is missing: is this {of}?')
-    for k, value in enumerate(holder) if name == '*' else ((name, holder.get(name)),):
+    for k, value in _entries(holder) if name == '*' else ((name, holder.get(name)),):
         if not (test(value) or value is None and (kind.endswith('?') or optional and name not in holder)):
             raise ValueError(f'{file}: {field.replace("*", str(k))} is {told(value)}: it should be {words}')
 
@@ -203,12 +207,12 @@ def told(value):
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:77]}…'
 
-# %% ../nbs/00_files.ipynb #3f206672
+# %% ../nbs/00_files.ipynb #56f28c15
 def printable(text):
     "The text in one line, its control and formatting characters written out as `\\x1b` or `\\u202e`."
     return ''.join(c if c.isprintable() or category(c) == 'Zs' else c.encode('unicode_escape').decode() for c in str(text))
 
-# %% ../nbs/00_files.ipynb #9701443d
+# %% ../nbs/00_files.ipynb #5d4a861d
 def _own(tensors):
     "The same tensors on the CPU, contiguous, no two of them sharing memory."
     seen, owned = set(), {}
@@ -233,7 +237,7 @@ def save_tensors(
         save_file(_own(tensors), temporary, metadata={'rded': text})
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
-# %% ../nbs/00_files.ipynb #1b0c4be1
+# %% ../nbs/00_files.ipynb #08e1e831
 def load_tensors(path):
     "`(tensors, metadata)` of a safetensors file, on the CPU; the metadata of a file that is not ours is empty."
     from safetensors import SafetensorError, safe_open
@@ -246,7 +250,7 @@ def load_tensors(path):
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a safetensors file, or a damaged one ({error})') from None
 
-# %% ../nbs/00_files.ipynb #7a9df6c4
+# %% ../nbs/00_files.ipynb #56de9dad
 def sha256(path):
     "The SHA-256 of a file's bytes, 64 hexadecimal digits."
     with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -259,7 +263,7 @@ def hash64(*parts):
     "One unsigned 64-bit integer for numbers and strings, the same on every machine."
     return int(digest64('\x1f'.join(map(str, parts)).encode('utf-8', 'surrogateescape')), 16)
 
-# %% ../nbs/00_files.ipynb #6297a3d3
+# %% ../nbs/00_files.ipynb #b0fdd628
 class Log:
     "An append-only file of JSON records, one a line, for one writer; a last line torn by a crash does not count."
     def __init__(self, path): self.path = Path(path)
@@ -292,7 +296,7 @@ class Log:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b'\n'
 
-# %% ../nbs/00_files.ipynb #d027d8cd
+# %% ../nbs/00_files.ipynb #898618f2
 def check_same(
     path,  # of what stands there
     found, # dict: what it says of its settings
@@ -302,7 +306,7 @@ def check_same(
     for key, value in asked.items():
         if found.get(key) != value: raise ValueError(f'{path} holds the result of another run ({key} {found.get(key)}, now {value}): choose another --out, or remove it')
 
-# %% ../nbs/00_files.ipynb #a1313de2
+# %% ../nbs/00_files.ipynb #d22299ad
 @contextmanager
 def locked(
     path,                 # of the lock file, which stays, empty; or of a folder
