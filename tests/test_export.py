@@ -115,7 +115,7 @@ def test_its_page_is_what_the_hub_reads(tmp_path, made, hub):
     assert (head.license, head.task_categories, head.size_categories, head.pretty_name) == ('unknown', ['image-classification'], ['n<1K'], 'digits, distilled')
     assert list(head.dataset_info['features'][1]['dtype']['class_label']['names'].values()) == NAMES and 'dataset-distillation' in head.tags
     text = (tmp_path / 'hf' / 'README.md').read_text()
-    assert text.count('\n---\n') == 1 and r'\*x\* \<b\>' in text and 'new line' in text
+    assert text.count('\n---\n') == 1 and r'\*x\* &lt;b&gt;' in text and 'new line' in text
 
 
 def test_a_folder_that_is_opened_elsewhere(tmp_path, made, hub):
