@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'FORMAT', 'NEVER_ZERO', 'BASES', 'UNITS', 'SAMPLE', 'AGAIN', 'AXES', 'Work', 'Rates', 'Where', 'worst',
            'Row', 'row_bytes', 'side_by_side', 'disk_of', 'memory_of', 'duration', 'size_of', 'Plan', 'notes', 'cost',
-           'timed', 'listing_rates', 'header_rate', 'forget', 'reading_rates', 'split', 'image_rates', 'observer_rates',
-           'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'growth']
+           'timed', 'listing_rates', 'header_rates', 'forget', 'reading_rates', 'split', 'image_rates',
+           'observer_rates', 'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'flops_of',
+           'growth']
 
-# %% ../nbs/46_plan.ipynb #c79ad78b
+# %% ../nbs/46_plan.ipynb #9b131d15
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from .files import hash64, read_json, write_json
 
-# %% ../nbs/46_plan.ipynb #e8e090a4
+# %% ../nbs/46_plan.ipynb #9adbe433
 def _whole(value, name, remedy):
     "A whole number from 1 on; `ValueError` for anything else."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value != int(value) or value < 1:
@@ -84,7 +85,7 @@ class Work:
         return (f'{self.images:,} images of {self.classes:,} classes, in {self.layout}{"s" * (self.layout == "folder")}; {self.stored:,} distilled images of {self.size}×{self.size} pixels, {self.factor}×{self.factor} patches each\n'
                 f'drawn {self.drawn:,} images, judged {self.judged:,} crops, kept {self.kept:,} patches')
 
-# %% ../nbs/46_plan.ipynb #b8d537d9
+# %% ../nbs/46_plan.ipynb #b79db3c7
 FORMAT = 'rded-rates-1'
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Rates:
     "Seconds and bytes of each piece of work on one machine; core seconds where threads share the work."
     start: float         # s: Python, its imports, the observer, a first answer
     list: float          # s an image found in its folder
-    header: float        # s an image found by its header in a tar shard
+    header: float        # s an image found by its header in a tar shard, and drawn or not
     draw: float          # s an image hashed and put in order
     look: float          # s an image passed over while those of one class are picked
     seek: float          # s a file opened that is not in memory
@@ -117,6 +118,7 @@ class Rates:
     packed: float        # share of the manifest that xz leaves
     memory_mb: float     # of the program and the observer, MB
     listed_bytes: float  # of memory for an image found
+    held_bytes: float    # of memory for one that a scan of shards keeps
     name_chars: float    # of an image's identity
     image_bytes: float   # of a file, where it was measured
     image_mpx: float     # its megapixels
@@ -144,7 +146,7 @@ def _rate(path, name, found):
 
 NEVER_ZERO = ('forward', 'exact', 'together', 'flops', 'size', 'factor', 'crops', 'threads', 'image_bytes', 'image_mpx')
 
-# %% ../nbs/46_plan.ipynb #3087e1cc
+# %% ../nbs/46_plan.ipynb #122a34eb
 @dataclass(frozen=True)
 class Where:
     "Machines, as far as they are not the one at hand."
@@ -171,7 +173,7 @@ class Where:
     @property
     def rate(self): return self.gpus * self.peak * 1e12 * self.reached     # FLOP/s of all GPUs
 
-# %% ../nbs/46_plan.ipynb #dc4128ab
+# %% ../nbs/46_plan.ipynb #4913e322
 BASES = ('measured', 'computed', 'assumed')
 
 def worst(*bases):
@@ -231,14 +233,17 @@ def _again_row(work, rates, where):
     each, hands = max((exact, eyes), (cut, cores), key=lambda part: part[0] / part[1])
     return Row('score again', 'crops judged in float32', pieces, each, hands, kind)
 
+def _found(work, rates, where):
+    "The images are found and drawn; every rank does so for itself."
+    if work.layout == 'shards': return [Row('scan', 'headers in shards, and the draw', work.images, rates.header)]
+    return [Row('scan', 'images in their folders', work.images, rates.list), Row('pick', 'classes × images passed over', work.classes * work.images, rates.look), Row('draw', 'images hashed', work.images, rates.draw)]
+
 def _before(work, rates, where):
-    scan = Row('scan', 'images in their folders', work.images, rates.list) if work.layout == 'folder' else Row('scan', 'headers in shards', work.images, rates.header)
-    pick = [] if work.layout == 'shards' else [Row('pick', 'classes × images passed over', work.classes * work.images, rates.look)]
     decode, _, _, cores, basis = _by_cores(work, rates, where)
     _, exact, eyes, kind = _judging(work, rates, where)
     each, hands = (2 * decode + exact, cores) if not where.gpus else max((2 * decode, cores), (exact, eyes), key=lambda part: part[0] / part[1])
     check = [Row('check', 'images for the class order', work.checked, each, hands, worst('computed', basis, kind))] if work.check else []
-    return [Row('start', 'the command', 1, rates.start), scan, *pick, Row('draw', 'images hashed', work.images, rates.draw), *check]
+    return [Row('start', 'the command', 1, rates.start), *_found(work, rates, where), *check]
 
 def _after(work, rates, where):
     decode, _, crop, cores, basis = _by_cores(work, rates, where)
@@ -262,7 +267,7 @@ def side_by_side(rows, where):
     pace = {'read': read, 'decode and crop': cut, 'score': others[2].seconds}
     return max(pace.values()), max(pace, key=pace.get)
 
-# %% ../nbs/46_plan.ipynb #198b4804
+# %% ../nbs/46_plan.ipynb #8039007e
 def disk_of(work, rates):
     "{what: bytes} read and written."
     headers = 1024 * work.images if work.layout == 'shards' else 0
@@ -272,12 +277,14 @@ def disk_of(work, rates):
 
 def memory_of(work, rates):
     "{what: bytes} held by the process that holds most."
-    listed = work.images if work.layout == 'folder' else work.drawn
+    spare = work.preselect + max(16, work.preselect // 10)          # shards keep so many of a class, for those that are broken
+    listed = work.images if work.layout == 'folder' else min(work.images, work.classes * spare)
     return {'program and observer': rates.memory_mb * 1e6, 'names of images': listed * rates.listed_bytes,
+            **({'kept while scanning': min(work.images, 2 * work.classes * spare) * rates.held_bytes} if work.layout == 'shards' else {}),
             'candidates': work.drawn * (2 * row_bytes(work) + 4 * rates.name_chars), 'the distilled set': work.stored * 3 * work.size ** 2,
             **({'class check, a table of classes × classes': 8 * work.classes ** 2} if work.check and work.classes > 200 else {})}
 
-# %% ../nbs/46_plan.ipynb #57f1c1b1
+# %% ../nbs/46_plan.ipynb #5bfc8a1b
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
 
 def duration(seconds):
@@ -378,7 +385,7 @@ def cost(
     rows = (*_before(work, rates, where), *_scoring_rows(work, rates, where), _again_row(work, rates, where), *_after(work, rates, where))
     return Plan(work, rates, where, rows)
 
-# %% ../nbs/46_plan.ipynb #11799ec1
+# %% ../nbs/46_plan.ipynb #257d18cf
 def timed(run, turns=3):
     "Median seconds of calling `run`."
     seconds = []
@@ -399,25 +406,25 @@ def listing_rates(data, images, seed=0):
     return {'list': timed(lambda: load(data, 'train')) / n, 'draw': max(0.0, order - look * n * len(images.classes)) / n, 'look': look,
             'listed_bytes': statistics.fmean(names), 'name_chars': statistics.fmean(map(len, images.ids[:1000]))}
 
-def header_rate(count=2000):
-    "Seconds to find an image by its header in a tar file and to hash its identity."
+def header_rates(count=2000, classes=10):
+    "{header, held_bytes}: seconds to find an image by its header in a tar shard and to draw among them, and memory for one that is kept."
     import tarfile
     from io import BytesIO
+    from rded.shards import Classes, Shard, scan
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, 'shard.tar')
+        file = Path(folder, 'train-00000.tar')
         with tarfile.open(file, 'w') as tar:
-            for k in range(count): tar.addfile(_member(tarfile, f'{k:09d}.jpg', 5000), BytesIO(bytes(5000)))
-        def scan():
-            with tarfile.open(file) as tar:
-                for member in tar: hash64(0, member.name), member.offset_data
-        return timed(scan) / count
+            for k in range(count): tar.addfile(_member(tarfile, f'class{k % classes:05d}/{k:09d}.jpg', 5000), BytesIO(bytes(5000)))
+        census = lambda: scan([Shard(str(file), file.name)], 'train', Classes(None, None), [0], count // classes // 5)
+        rows = [row for smallest in census().kept.values() for row in smallest.sorted()]
+        return {'header': timed(census) / count, 'held_bytes': statistics.fmean(sys.getsizeof(row) + sum(map(sys.getsizeof, row)) for row in rows)}
 
 def _member(tarfile, name, size):
     member = tarfile.TarInfo(name)
     member.size = size
     return member
 
-# %% ../nbs/46_plan.ipynb #aec1d66f
+# %% ../nbs/46_plan.ipynb #0fbf0df3
 def forget(files):
     "Ask the system to drop what it keeps of files in memory; False where it cannot be asked."
     if not hasattr(os, 'posix_fadvise'): return False
@@ -439,7 +446,7 @@ def reading_rates(files, megabytes=64):
     small = timed(lambda: [Path(f).read_bytes() for f in files], 1) / len(files)
     return {'seek': max(0.0, small - read * statistics.fmean(os.path.getsize(f) for f in files) / 1e6), 'read': read}
 
-# %% ../nbs/46_plan.ipynb #a6e00bf3
+# %% ../nbs/46_plan.ipynb #741de501
 def _slopes(patch, crops, sides=((64, 48), (640, 480))):
     "(seconds a megapixel of decoding, of cutting a crop)."
     from rded.bench import as_jpeg, photographs
@@ -478,8 +485,8 @@ def image_rates(images, rows, patch, crops):
     (decode, decode_mpx), (crop, crop_mpx) = split(decode, slopes[0], mpx), split(crop, slopes[1], mpx)
     return {'decode': decode, 'decode_mpx': decode_mpx, 'box': box, 'crop': crop, 'crop_mpx': crop_mpx, 'image_mpx': mpx}
 
-# %% ../nbs/46_plan.ipynb #9b3a8d24
-def observer_rates(eyes, size, factor, crops, chunks=4):
+# %% ../nbs/46_plan.ipynb #b0eb0d45
+def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     "{forward, exact, flops}: core seconds a crop."
     import torch
     from rded import bench, models
@@ -488,14 +495,14 @@ def observer_rates(eyes, size, factor, crops, chunks=4):
     x = torch.randint(0, 256, (each, 3, -(-size // factor), -(-size // factor)), dtype=torch.uint8)
     judge = Judge(eyes, size, 'mean', 'cpu', each)
     def seconds(judge):
-        run = lambda: list(models.side_by_side(lambda _: judge(x, 0), range(chunks * threads)))
-        run()
-        return timed(run) / chunks / each
+        run = lambda count: list(models.side_by_side(lambda _: judge(x, 0), range(count * threads)))
+        run(1)
+        return timed(lambda: run(chunks), turns) / chunks / each
     exact = seconds(judge)
     quick = seconds(judge.quick()) if models.pick_precision('auto', 'cpu') == 'bfloat16' else exact
     return {'forward': quick, 'exact': exact, 'flops': sum(bench.flops(net, size) for net in eyes.nets)}
 
-# %% ../nbs/46_plan.ipynb #8ad93627
+# %% ../nbs/46_plan.ipynb #adaff487
 def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, seed=0):
     "A small distillation into the folder `out`, stage by stage: ({stage: seconds}, candidates, DistilledSet)."
     from rded import pipeline, score
@@ -533,7 +540,7 @@ def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, worke
             'stitch': max(0.0, median['stitch'] / kept - cut / max(1, workers)), 'write': max(0.0, median['write'] / len(made) - compress * size ** 2 / 1e6), 'write_mpx': compress,
             'png': stored / mpx / 1e6, 'patch_bytes': patch, 'entry_bytes': len(json.dumps({**one, 'patches': []}, separators=(',', ':'))) + 2, 'packed': len(lzma.compress(text.encode(), preset=9)) / len(text)}
 
-# %% ../nbs/46_plan.ipynb #1a81d8bb
+# %% ../nbs/46_plan.ipynb #6aa18866
 def begin(observer, arch, size, classes):
     "What a command does before its first image; prints its peak memory."
     from rded import bench, models, pipeline
@@ -550,7 +557,7 @@ def starting_rates(observer, arch, size, classes, turns=2):
     run = lambda: told.append(json.loads(subprocess.run([sys.executable, '-c', code, observer or '', arch, str(size), str(classes)], check=True, capture_output=True, text=True).stdout))
     return {'start': timed(run, turns), 'memory_mb': told[-1]['peak_memory_mb'] * 1.048576}
 
-# %% ../nbs/46_plan.ipynb #9ce4593d
+# %% ../nbs/46_plan.ipynb #0affc31f
 SAMPLE = 200  # images that a measurement looks at, about
 
 def measure(
@@ -563,11 +570,27 @@ def measure(
     ipc=1,
     preselect=None,  # images drawn of each class in the small run; as many as make about SAMPLE where None
     workers=None,    # threads that cut again; as many as cores, up to 4, where None
-    turns=3,
+    turns=3,         # times that everything is timed
 ) -> Rates:
     "Time every piece of work on this machine, in seconds to a minute."
     with tempfile.TemporaryDirectory() as folder:
         return _measured(folder, data, observer, arch, size, factor, crops, ipc, preselect, workers or min(4, os.cpu_count() or 1), turns)
+
+def observed(data, observer, out, **settings):
+    "A distillation in a process of its own, to be timed; prints the seconds of its stages and its peak memory."
+    from rded import bench, datasets, models
+    from rded.observer import check_class_order, get_observer
+    models.keep_freed_memory()
+    clock, marks = time.perf_counter, [time.perf_counter()]
+    images = datasets.load(data, 'train')
+    marks.append(clock())
+    eyes = get_observer(observer, images, size=settings['size'])
+    marks.append(clock())
+    check_class_order(eyes, images, workers=settings['workers'], warn=lambda text: None)
+    marks.append(clock())
+    seconds, found, _ = staged(images, eyes, out, **settings)
+    begun = {stage: b - a for stage, a, b in zip(('scan', 'observer', 'check'), marks, marks[1:])}
+    print(json.dumps({'stages': {**begun, **seconds}, 'peak_memory_mb': bench.own_peak('cpu') * 1.048576, 'again': found.environment.get('again')}))
 
 def _measured(folder, data, observer, arch, size, factor, crops, ipc, preselect, workers, turns):
     import torch
@@ -582,12 +605,12 @@ def _measured(folder, data, observer, arch, size, factor, crops, ipc, preselect,
     rows = [i for c in range(len(some.classes)) for i in datasets.draw_order(some, c, 0)[:-(-64 // len(some.classes))]]
     files = [Path(data, some.sources[i]) for i in rows] if some.x is None else []
     size_on_disk = statistics.fmean(f.stat().st_size for f in files) if files else float(some.x[0].numel())
-    found = {**listing_rates(data, images), **(reading_rates(files) if files else {'seek': 0.0, 'read': 0.0}), **image_rates(some, rows, -(-size // factor), crops), **observer_rates(eyes, size, factor, crops)}
+    found = {**listing_rates(data, images), **(reading_rates(files) if files else {'seek': 0.0, 'read': 0.0}), **image_rates(some, rows, -(-size // factor), crops), **observer_rates(eyes, size, factor, crops, turns)}
     seen = some if len(some.classes) == len(images.classes) else None
     shown = eyes if seen else bench.FirstClasses(eyes, some.classes)
     found |= run_rates(some, shown, found, size=size, factor=factor, preselect=asked, crops=crops, ipc=ipc, workers=workers, turns=turns)
     if not observer: found['again'] = AGAIN
-    return Rates(**found, **starting_rates(observer, arch, size, len(images.classes)), header=header_rate(), image_bytes=size_on_disk, size=size, factor=factor, crops=crops, threads=torch.get_num_threads(),
+    return Rates(**found, **starting_rates(observer, arch, size, len(images.classes), min(2, turns)), **header_rates(), image_bytes=size_on_disk, size=size, factor=factor, crops=crops, threads=torch.get_num_threads(),
                  about=_about(images, eyes, photos, observer, arch, asked, ipc))
 
 AGAIN = 2.0  # crops judged again for each patch kept, where no trained observer can tell: assumed
@@ -599,8 +622,13 @@ def _about(images, eyes, photos, observer, arch, preselect, ipc):
     return {**pipeline.environment('cpu'), 'precision': pick_precision('auto', 'cpu'), 'images': 'pieces of two photographs' if photos else f'{images.name} ({len(images)} images)',
             'observer': eyes.name if observer else f'{arch} with random weights', 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
 
-# %% ../nbs/46_plan.ipynb #33ddc881
+# %% ../nbs/46_plan.ipynb #91d02819
 AXES = {'images': [10 ** k for k in range(4, 10)], 'classes': [10, 100, 1000, 10_000], 'ipc': [1, 3, 10, 30, 75], 'gpus': [1, 2, 4, 8, 16, 32, 64]}
+
+def flops_of(arch, size):
+    "Floating-point operations of a network on one image, a multiplication and an addition counted as two."
+    from rded import bench, models
+    return bench.flops(models.build(arch, 1000, size).eval(), size)
 
 def growth(work, rates, where=Where()):
     "{axis: [{value, seconds, basis}]}: the plan with one number changed."
