@@ -9,7 +9,7 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'SPARES', 'OBSERV
            'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report',
            'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #a66824e1
+# %% ../nbs/47_cli.ipynb #f2cf99f1
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from .files import printable
 
 from . import ranks
 
-# %% ../nbs/47_cli.ipynb #34c6c9db
+# %% ../nbs/47_cli.ipynb #d0c7ef01
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -40,7 +40,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #60ebdefa
+# %% ../nbs/47_cli.ipynb #0de8d592
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -58,7 +58,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #4f5edaee
+# %% ../nbs/47_cli.ipynb #93ab8072
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -68,7 +68,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #0eff289d
+# %% ../nbs/47_cli.ipynb #1b8a8aee
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -89,7 +89,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #d99f4f24
+# %% ../nbs/47_cli.ipynb #2dd6ace3
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(printable(title))
@@ -111,7 +111,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #a4e2b437
+# %% ../nbs/47_cli.ipynb #5dae4dc0
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -163,7 +163,7 @@ def _presented(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return _described(made, path)
 
-# %% ../nbs/47_cli.ipynb #d85443cd
+# %% ../nbs/47_cli.ipynb #6baee0e8
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -267,7 +267,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #105d8e80
+# %% ../nbs/47_cli.ipynb #1fb15b67
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -298,7 +298,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return result
 
-# %% ../nbs/47_cli.ipynb #957fb049
+# %% ../nbs/47_cli.ipynb #8893b701
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -341,7 +341,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #e06ab145
+# %% ../nbs/47_cli.ipynb #58d2a840
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -418,7 +418,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #f8d7a217
+# %% ../nbs/47_cli.ipynb #7fe2b309
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -516,7 +516,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #babaecac
+# %% ../nbs/47_cli.ipynb #cec67d2d
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -573,7 +573,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #c1e6e6c0
+# %% ../nbs/47_cli.ipynb #086732c9
 DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
@@ -691,7 +691,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #e45f47c8
+# %% ../nbs/47_cli.ipynb #145edb2f
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

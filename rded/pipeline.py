@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'result', 'method_of', 'cited', 'trained_with',
-           'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'the_observer', 'finished',
-           'run_cell']
+           'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'the_observer',
+           'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #7de1294d
+# %% ../nbs/41_pipeline.ipynb #a260e45a
 import platform
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from .select import looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
-# %% ../nbs/41_pipeline.ipynb #8857f611
+# %% ../nbs/41_pipeline.ipynb #96b5071e
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -43,6 +43,7 @@ def distill(
     progress=None          # progress(iterable, label, total)
 ) -> DistilledSet:         # on rank 0; the other ranks score, and get None
     "RDED: score crops of drawn images, keep the best, stitch them (paper, algorithm 1)."
+    if images.scan: images.scan.check(recipe.preselect, seed)
     best = recipe.ipc * recipe.factor ** 2 if recipe.selection == 'top' else None  # other selections look at all scores
     candidates = score_images(images, observer, size=recipe.size, preselect=recipe.preselect, crops=recipe.crops, factor=recipe.factor, canvas=recipe.canvas,
                               scale=recipe.scale, seed=seed, exact=best, keep=keep, batch=batch, workers=workers, device=device, progress=progress)
@@ -52,7 +53,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #a4e325ed
+# %% ../nbs/41_pipeline.ipynb #b7f828c8
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -73,22 +74,26 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #e99319ac
+# %% ../nbs/41_pipeline.ipynb #b5090733
 def make_and_save(
     folder,            # that is to be
     method: str,       # a key of METHODS
-    recipe, images, observer, seed: int = 0, **how
+    recipe, images, observer, seed: int = 0,
+    tell=None,         # tell(made), called on rank 0 before the folder stands
+    **how
 ) -> DistilledSet:     # on rank 0, else None
     "Make a set and write it to a folder."
     folder, made = Path(folder).absolute(), None
+    ranks.shared(str(folder))  # no rank is still looking whether it is free
     keep = folder.with_name(f'.{folder.name}-scores') if method == 'rded' else None
     if keep: made = make_set(method, recipe, images, observer, seed, keep=keep, **how)
     elif not ranks.rank(): made = make_set(method, recipe, images, observer, seed, **how)
+    if tell and made: tell(made)
     ranks.first(lambda: made.save(folder))
     forget(keep)
     return made
 
-# %% ../nbs/41_pipeline.ipynb #389c1e8b
+# %% ../nbs/41_pipeline.ipynb #8a161d2d
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -110,6 +115,7 @@ def train_set(
     def look(net):
         found = ranks.first(lambda: evaluate(net, val, batch, workers, device, columns, precision=precision))
         return {'top1': found['top1'], 'top5': found['top5']}
+    if observer and training.batch_statistics: observer = observer.by_batch_statistics()
     labels = labels or (LiveLabels(observer.in_bfloat16() if precision == 'bfloat16' else observer) if observer else HardLabels(classes))
     history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress, log)
     net.info = {'top1': history.last['top1'], 'trained_on': method_of(distilled), 'seed': seed}
@@ -141,7 +147,7 @@ def trained_with(training, labels) -> str:
     if labels.kind == 'live': return training.name
     return training.name + (LABELS['hard'][1] if labels.kind == 'hard' else f', labels {labels.name}')
 
-# %% ../nbs/41_pipeline.ipynb #fa1cd518
+# %% ../nbs/41_pipeline.ipynb #fc5bb65c
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -171,7 +177,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #7a8f8918
+# %% ../nbs/41_pipeline.ipynb #23ffb9d5
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
@@ -183,6 +189,7 @@ def run(
     labels='region',            # 'region', 'fixed' or 'hard', see `recipes.LABELS`
     check=True,                 # of the class order
     download=False,
+    spares=None,                # of tar shards: images of a class kept beside the drawn ones, for broken ones
     device: str = 'cpu', batch: int = 1024, workers: int = 2, precision: str = 'auto',
     command: str = 'rded.pipeline.run', note: str = None,
     progress=None, log=print
@@ -192,7 +199,8 @@ def run(
     for method in methods:
         if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     if labels not in LABELS: raise ValueError(f'unknown labels {labels!r}: choose from {", ".join(LABELS)}')
-    images, val = datasets.load(data, 'train', download), datasets.load(data, 'val', download)
+    kept = ranks.first(lambda: None if _trains(recipe, observer, out) else drawn_by(recipe, {*seeds, 0}, spares))     # 0: the class check draws, too
+    images, val = datasets.load(data, 'train', download, drawn=kept, progress=progress), datasets.load(data, 'val', download)
     if len(images.classes) != recipe.classes: raise ValueError(f'recipe {recipe.name} is for {recipe.classes} classes, {images.name} has {len(images.classes)}: choose another recipe, or use `rded distill`')
     val = val.in_memory(recipe.size, workers) if val.x is None or val.x.shape[-1] != recipe.size else val
     eyes = the_observer(recipe, images, val, observer, out, check, device, workers, log, progress)
@@ -206,6 +214,12 @@ def run(
             r = results[-1]
             log(f'{recipe.name} {method} seed {seed}: {r["top1"]:.2f} % top-1 on {r["n"]} images, {r["updates"]} updates, {r["seconds"]:.0f} s of training')
     return results
+
+def drawn_by(recipe, seeds, spares=None) -> tuple:
+    "What will be drawn for some seeds, as `datasets.load` takes it: of tar shards no more is kept."
+    return sorted(seeds), max(recipe.preselect, recipe.ipc * recipe.factor ** 2), spares
+
+def _trains(recipe, source, out): return not (source or recipe.observer_weights or (out / 'observer.safetensors').exists())    # then all images are needed
 
 def the_observer(recipe, images, val, source, out, check, device, workers, log, progress) -> Observer:
     "Load the observer, or train it into `out`; check its class order."

@@ -6,13 +6,13 @@
 __all__ = ['PATIENCE', 'GONE', 'launched', 'rank', 'world', 'share', 'slice_of', 'gathered', 'shared', 'in_order', 'first',
            'agreed', 'Told', 'own_gpu', 'started', 'one_speaks', 'check_gpus']
 
-# %% ../nbs/06_ranks.ipynb #955f8a47
+# %% ../nbs/06_ranks.ipynb #f74281e5
 import json, os, sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import lru_cache
 
-# %% ../nbs/06_ranks.ipynb #126140bf
+# %% ../nbs/06_ranks.ipynb #d471e4ea
 def launched():
     "Whether torchrun started this process."
     return 'TORCHELASTIC_RUN_ID' in os.environ
@@ -30,7 +30,7 @@ def world():
     "How many processes there are."
     return _distributed().get_world_size() if _distributed() else 1
 
-# %% ../nbs/06_ranks.ipynb #b89674cc
+# %% ../nbs/06_ranks.ipynb #1db21dc9
 def share(
     items, # list, or tensor
 ):
@@ -44,7 +44,7 @@ def slice_of(
     import torch
     return torch.arange(n).tensor_split(world())[rank()]
 
-# %% ../nbs/06_ranks.ipynb #1575bc04
+# %% ../nbs/06_ranks.ipynb #8befe59f
 PATIENCE = timedelta(days=1)  # that one rank waits for another at work
 
 @lru_cache
@@ -76,7 +76,7 @@ def shared(
     return [json.loads(bytes(one.tolist())) for one in gathered(torch.frombuffer(bytearray(text), dtype=torch.uint8))]
 
 def in_order(
-    pieces, # this rank's tensors [k], one for each item of its `share`; k may differ
+    pieces, # this rank's tensors float32 [k], one for each item of its `share`; k may differ
 ):
     "The tensors for all items, in the order of the items."
     import torch
@@ -84,7 +84,7 @@ def in_order(
     each = [iter(flat.split(n.tolist())) for flat, n in zip(gathered(torch.cat([torch.zeros(0), *pieces])), sizes)]
     return [next(each[k % world()]) for k in range(sum(map(len, sizes)))]
 
-# %% ../nbs/06_ranks.ipynb #877a12f2
+# %% ../nbs/06_ranks.ipynb #872154ac
 def first(
     function, # without arguments; its value is what JSON can hold
 ):
@@ -110,7 +110,7 @@ def agreed(
     if any(shared(raised is not None)): raise raised or error('on another rank')
     return result
 
-# %% ../nbs/06_ranks.ipynb #40b9c089
+# %% ../nbs/06_ranks.ipynb #b0deed14
 class Told(Exception):
     "This rank failed, too, but another one has said why."
 
@@ -155,5 +155,6 @@ def one_speaks():
 def check_gpus():
     "`ValueError` where several ranks of a machine would share a GPU."
     import torch
-    if world() == 1 or own_gpu() < (there := torch.cuda.device_count()): return
-    raise ValueError(f'{os.environ["LOCAL_WORLD_SIZE"]} ranks on a machine with {there} GPUs: use torchrun --nproc-per-node={max(there, 1)}, or --device cpu')
+    there = torch.cuda.device_count()
+    if world() == 1 or not there or own_gpu() < there: return
+    raise ValueError(f'{os.environ["LOCAL_WORLD_SIZE"]} ranks on a machine with {there} GPUs: use torchrun --nproc-per-node={there}, or --device cpu')
