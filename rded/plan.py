@@ -9,7 +9,7 @@ __all__ = ['LAYOUTS', 'FORMAT', 'NEVER_ZERO', 'BASES', 'UNITS', 'SAMPLE', 'AGAIN
            'observer_rates', 'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'flops_of',
            'growth']
 
-# %% ../nbs/46_plan.ipynb #9b131d15
+# %% ../nbs/46_plan.ipynb #982ebe6e
 import json
 import math
 import os
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .files import hash64, read_json, write_json
 
-# %% ../nbs/46_plan.ipynb #9adbe433
+# %% ../nbs/46_plan.ipynb #0a0da589
 def _whole(value, name, remedy):
     "A whole number from 1 on; `ValueError` for anything else."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value != int(value) or value < 1:
@@ -85,7 +85,7 @@ class Work:
         return (f'{self.images:,} images of {self.classes:,} classes, in {self.layout}{"s" * (self.layout == "folder")}; {self.stored:,} distilled images of {self.size}×{self.size} pixels, {self.factor}×{self.factor} patches each\n'
                 f'drawn {self.drawn:,} images, judged {self.judged:,} crops, kept {self.kept:,} patches')
 
-# %% ../nbs/46_plan.ipynb #b79db3c7
+# %% ../nbs/46_plan.ipynb #ed5ced8a
 FORMAT = 'rded-rates-1'
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _rate(path, name, found):
 
 NEVER_ZERO = ('forward', 'exact', 'together', 'flops', 'size', 'factor', 'crops', 'threads', 'image_bytes', 'image_mpx')
 
-# %% ../nbs/46_plan.ipynb #122a34eb
+# %% ../nbs/46_plan.ipynb #66b28333
 @dataclass(frozen=True)
 class Where:
     "Machines, as far as they are not the one at hand."
@@ -173,7 +173,7 @@ class Where:
     @property
     def rate(self): return self.gpus * self.peak * 1e12 * self.reached     # FLOP/s of all GPUs
 
-# %% ../nbs/46_plan.ipynb #4913e322
+# %% ../nbs/46_plan.ipynb #a8c63942
 BASES = ('measured', 'computed', 'assumed')
 
 def worst(*bases):
@@ -267,7 +267,7 @@ def side_by_side(rows, where):
     pace = {'read': read, 'decode and crop': cut, 'score': others[2].seconds}
     return max(pace.values()), max(pace, key=pace.get)
 
-# %% ../nbs/46_plan.ipynb #8039007e
+# %% ../nbs/46_plan.ipynb #600b5add
 def disk_of(work, rates):
     "{what: bytes} read and written."
     headers = 1024 * work.images if work.layout == 'shards' else 0
@@ -284,7 +284,7 @@ def memory_of(work, rates):
             'candidates': work.drawn * (2 * row_bytes(work) + 4 * rates.name_chars), 'the distilled set': work.stored * 3 * work.size ** 2,
             **({'class check, a table of classes × classes': 8 * work.classes ** 2} if work.check and work.classes > 200 else {})}
 
-# %% ../nbs/46_plan.ipynb #5bfc8a1b
+# %% ../nbs/46_plan.ipynb #fa6dc170
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
 
 def duration(seconds):
@@ -385,7 +385,7 @@ def cost(
     rows = (*_before(work, rates, where), *_scoring_rows(work, rates, where), _again_row(work, rates, where), *_after(work, rates, where))
     return Plan(work, rates, where, rows)
 
-# %% ../nbs/46_plan.ipynb #257d18cf
+# %% ../nbs/46_plan.ipynb #b0759440
 def timed(run, turns=3):
     "Median seconds of calling `run`."
     seconds = []
@@ -416,7 +416,7 @@ def header_rates(count=2000, classes=10):
         with tarfile.open(file, 'w') as tar:
             for k in range(count): tar.addfile(_member(tarfile, f'class{k % classes:05d}/{k:09d}.jpg', 5000), BytesIO(bytes(5000)))
         census = lambda: scan([Shard(str(file), file.name)], 'train', Classes(None, None), [0], count // classes // 5)
-        rows = [row for smallest in census().kept.values() for row in smallest.sorted()]
+        rows = [row for kept in census().kept.values() for smallest in kept for row in smallest.sorted()]
         return {'header': timed(census) / count, 'held_bytes': statistics.fmean(sys.getsizeof(row) + sum(map(sys.getsizeof, row)) for row in rows)}
 
 def _member(tarfile, name, size):
@@ -424,7 +424,7 @@ def _member(tarfile, name, size):
     member.size = size
     return member
 
-# %% ../nbs/46_plan.ipynb #0fbf0df3
+# %% ../nbs/46_plan.ipynb #07dadbcf
 def forget(files):
     "Ask the system to drop what it keeps of files in memory; False where it cannot be asked."
     if not hasattr(os, 'posix_fadvise'): return False
@@ -446,7 +446,7 @@ def reading_rates(files, megabytes=64):
     small = timed(lambda: [Path(f).read_bytes() for f in files], 1) / len(files)
     return {'seek': max(0.0, small - read * statistics.fmean(os.path.getsize(f) for f in files) / 1e6), 'read': read}
 
-# %% ../nbs/46_plan.ipynb #741de501
+# %% ../nbs/46_plan.ipynb #ba37515e
 def _slopes(patch, crops, sides=((64, 48), (640, 480))):
     "(seconds a megapixel of decoding, of cutting a crop)."
     from rded.bench import as_jpeg, photographs
@@ -485,7 +485,7 @@ def image_rates(images, rows, patch, crops):
     (decode, decode_mpx), (crop, crop_mpx) = split(decode, slopes[0], mpx), split(crop, slopes[1], mpx)
     return {'decode': decode, 'decode_mpx': decode_mpx, 'box': box, 'crop': crop, 'crop_mpx': crop_mpx, 'image_mpx': mpx}
 
-# %% ../nbs/46_plan.ipynb #b0eb0d45
+# %% ../nbs/46_plan.ipynb #d05121cb
 def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     "{forward, exact, flops}: core seconds a crop."
     import torch
@@ -502,7 +502,7 @@ def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     quick = seconds(judge.quick()) if models.pick_precision('auto', 'cpu') == 'bfloat16' else exact
     return {'forward': quick, 'exact': exact, 'flops': sum(bench.flops(net, size) for net in eyes.nets)}
 
-# %% ../nbs/46_plan.ipynb #adaff487
+# %% ../nbs/46_plan.ipynb #a871eaf3
 def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, seed=0):
     "A small distillation into the folder `out`, stage by stage: ({stage: seconds}, candidates, DistilledSet)."
     from rded import pipeline, score
@@ -540,7 +540,7 @@ def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, worke
             'stitch': max(0.0, median['stitch'] / kept - cut / max(1, workers)), 'write': max(0.0, median['write'] / len(made) - compress * size ** 2 / 1e6), 'write_mpx': compress,
             'png': stored / mpx / 1e6, 'patch_bytes': patch, 'entry_bytes': len(json.dumps({**one, 'patches': []}, separators=(',', ':'))) + 2, 'packed': len(lzma.compress(text.encode(), preset=9)) / len(text)}
 
-# %% ../nbs/46_plan.ipynb #6aa18866
+# %% ../nbs/46_plan.ipynb #5ba8abd1
 def begin(observer, arch, size, classes):
     "What a command does before its first image; prints its peak memory."
     from rded import bench, models, pipeline
@@ -557,7 +557,7 @@ def starting_rates(observer, arch, size, classes, turns=2):
     run = lambda: told.append(json.loads(subprocess.run([sys.executable, '-c', code, observer or '', arch, str(size), str(classes)], check=True, capture_output=True, text=True).stdout))
     return {'start': timed(run, turns), 'memory_mb': told[-1]['peak_memory_mb'] * 1.048576}
 
-# %% ../nbs/46_plan.ipynb #0affc31f
+# %% ../nbs/46_plan.ipynb #2c123ac4
 SAMPLE = 200  # images that a measurement looks at, about
 
 def measure(
@@ -622,7 +622,7 @@ def _about(images, eyes, photos, observer, arch, preselect, ipc):
     return {**pipeline.environment('cpu'), 'precision': pick_precision('auto', 'cpu'), 'images': 'pieces of two photographs' if photos else f'{images.name} ({len(images)} images)',
             'observer': eyes.name if observer else f'{arch} with random weights', 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
 
-# %% ../nbs/46_plan.ipynb #91d02819
+# %% ../nbs/46_plan.ipynb #d7b27b1d
 AXES = {'images': [10 ** k for k in range(4, 10)], 'classes': [10, 100, 1000, 10_000], 'ipc': [1, 3, 10, 30, 75], 'gpus': [1, 2, 4, 8, 16, 32, 64]}
 
 def flops_of(arch, size):
