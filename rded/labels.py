@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENCODINGS', 'PART_BYTES', 'FORMAT', 'VIEWS', 'AGAIN', 'AT_ONCE', 'LiveLabels', 'HardLabels', 'soft_loss', 'hard_loss',
-           'mix_logits', 'check_set', 'FixedLabels', 'Keep', 'parse_keep', 'smallest', 'to_full', 'from_full', 'to_top',
-           'from_top', 'to_8bit', 'from_8bit', 'encode', 'decode', 'drawn_by', 'view_fields', 'pack_views',
-           'unpack_views', 'drawn_batches', 'layout', 'predict_bytes', 'plan', 'fingerprint', 'alone', 'whole',
-           'resume', 'told', 'room', 'views_to_record', 'record', 'relabel', 'spoken', 'read_meta', 'StoredLabels',
-           'verify', 'check', 'words', 'batch', 'sequence', 'shuffled', 'epoch']
+           'mix_logits', 'check_set', 'check_loss', 'FixedLabels', 'Keep', 'parse_keep', 'smallest', 'to_full',
+           'from_full', 'to_top', 'from_top', 'to_8bit', 'from_8bit', 'encode', 'decode', 'drawn_by', 'view_fields',
+           'pack_views', 'unpack_views', 'drawn_batches', 'layout', 'predict_bytes', 'plan', 'fingerprint', 'alone',
+           'whole', 'resume', 'noted', 'told', 'room', 'views_to_record', 'record', 'relabel', 'spoken', 'read_meta',
+           'StoredLabels', 'verify', 'check', 'words', 'batch', 'sequence', 'shuffled', 'epoch']
 
-# %% ../nbs/21_labels.ipynb #9066326d
+# %% ../nbs/21_labels.ipynb #4a6109a1
 import json, math, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from .distilled import described, versions
-from .files import digest64, hash64, locked, read_json, save_tensors, sha256, write_json
+from .files import digest64, hash64, load_tensors, locked, read_json, save_tensors, sha256, write_json
 from .views import Views, apply_views, batches, draw_epoch, epoch_generator
 
-# %% ../nbs/21_labels.ipynb #2e0e4b4a
+# %% ../nbs/21_labels.ipynb #8098c4eb
 class LiveLabels:
     "Soft labels made while the student trains: the observer's logits on each view, to sixteen bits."
     kind = name = 'live'
@@ -40,7 +40,7 @@ class LiveLabels:
 
     def __repr__(self): return f'LiveLabels from {self.observer}'
 
-# %% ../nbs/21_labels.ipynb #cd850c31
+# %% ../nbs/21_labels.ipynb #14e5b0e7
 class HardLabels:
     "The class of the image; of both images, by area, where a view is a mixture."
     kind = name = 'hard'
@@ -54,7 +54,7 @@ class HardLabels:
 
     def __repr__(self): return f'HardLabels of {self.classes} classes'
 
-# %% ../nbs/21_labels.ipynb #be9ca801
+# %% ../nbs/21_labels.ipynb #9947b4a3
 def soft_loss(
     student: torch.Tensor,    # logits [n, C]
     teacher: torch.Tensor,    # logits [n, C]
@@ -70,7 +70,7 @@ def hard_loss(
     "Cross-entropy against a mixture of hard labels, batch mean."
     return F.cross_entropy(student, target)
 
-# %% ../nbs/21_labels.ipynb #8713ce01
+# %% ../nbs/21_labels.ipynb #590a070b
 def mix_logits(
     logits: torch.Tensor,    # [n, C]
     partner: torch.Tensor,   # LongTensor [n]
@@ -81,7 +81,7 @@ def mix_logits(
     own, share = (logits / temperature).log_softmax(1), torch.tensor(share, dtype=torch.float64)
     return torch.logaddexp(own + (1 - share).log().float(), own[partner] + share.log().float()) * temperature
 
-# %% ../nbs/21_labels.ipynb #ab5c8707
+# %% ../nbs/21_labels.ipynb #3b18beee
 def check_set(
     digest: str,     # of the set that was labelled
     distilled,
@@ -91,6 +91,14 @@ def check_set(
     if distilled.digest == digest: return
     raise ValueError(f'{labels}: made for another distilled set, or for this one before its images were edited (digest {digest}, now {distilled.digest}): '
                      'train on the set that was labelled, or label this one with `rded relabel`')
+
+def check_loss(
+    training,
+    shifted: bool,   # whether these logits are known up to a number that is added to all of a view's
+    labels: str      # what to call the labels
+):
+    "ValueError where the loss asks for the logits themselves and the labels hold what a softmax sees of them."
+    if shifted and training.loss == 'mse': raise ValueError(f"{labels}: the logits are known up to a constant, and loss 'mse' compares them as they are: train with loss 'kl', or record labels with --keep full")
 
 class FixedLabels:
     "One soft label an image, of the image as it is stored; a mixed view has the mean of its two images' labels, by area."
@@ -106,6 +114,7 @@ class FixedLabels:
     def check(self, distilled, training, seed):
         "Take note of what decides the views; ValueError for another set."
         check_set(self.digest, distilled, 'fixed labels')
+        check_loss(training, training.mix != 'none', 'fixed labels')
         self.size, self.temperature = distilled.x.shape[-1], training.temperature
         self._draw = lambda epoch: draw_epoch(len(distilled), self.size, distilled.factor, training, seed, epoch)
 
@@ -116,7 +125,7 @@ class FixedLabels:
 
     def __repr__(self): return f'FixedLabels of {len(self.logits)} images by {self.observer["name"]}: {self.bytes:,} bytes'
 
-# %% ../nbs/21_labels.ipynb #5fb28d88
+# %% ../nbs/21_labels.ipynb #901dee3b
 @dataclass(frozen=True)
 class Keep:
     "What is kept of the labels; prints as it is written."
@@ -139,7 +148,7 @@ def parse_keep(text: str) -> Keep:
     if percents and not 0 < percents[0] <= 100: raise ValueError(f'keep {text!r}: a share of the batches is above 0% and at most 100%')
     return Keep(*(kinds or [('full', 0)])[0], *percents)
 
-# %% ../nbs/21_labels.ipynb #66ad6437
+# %% ../nbs/21_labels.ipynb #cba74ee2
 def smallest(largest: int):
     "The smallest integer type that holds 0 to `largest`."
     return next(t for t in (torch.uint8, torch.uint16, torch.int32) if largest <= torch.iinfo(t).max)
@@ -148,7 +157,7 @@ def to_full(logits, keep, temperature): return {'logits': logits.half()}
 
 def from_full(stored, classes): return stored['logits'].float()
 
-# %% ../nbs/21_labels.ipynb #d207cf53
+# %% ../nbs/21_labels.ipynb #7d23da07
 def to_top(logits, keep, temperature):
     "The k largest, as distances above the others' level, fp16 [n, k], and their classes [n, k]."
     value, index = logits.topk(keep.k, 1)
@@ -160,7 +169,7 @@ def from_top(stored, classes):
     value = stored['value'].float()
     return torch.zeros(len(value), classes).scatter(1, stored['class'].long(), value)
 
-# %% ../nbs/21_labels.ipynb #97d4ebdb
+# %% ../nbs/21_labels.ipynb #ad1dbe0b
 def to_8bit(logits, keep, temperature):
     "Steps uint8 [n, C] from each row's smallest logit; that and the step, fp16 [n, 2]."
     low = logits.amin(1, keepdim=True).half()
@@ -172,7 +181,7 @@ def from_8bit(stored, classes):
     low, step = stored['scale'].float().split(1, 1)
     return low + step * stored['code'].float()
 
-# %% ../nbs/21_labels.ipynb #4b2eb319
+# %% ../nbs/21_labels.ipynb #e2092d81
 ENCODINGS = {  # kind: (to what is stored, back to logits [n, C], the type and numbers an image of each stored tensor)
     'full': (to_full, from_full, lambda keep, classes: {'logits': (torch.float16, classes)}),
     'top': (to_top, from_top, lambda keep, classes: {'value': (torch.float16, keep.k), 'class': (smallest(classes - 1), keep.k)}),
@@ -193,22 +202,22 @@ def decode(stored: dict, keep: Keep, classes: int) -> torch.Tensor:
     "Logits float32 [n, C] of what `encode` stored; those of 'top' up to a number that a softmax does not see."
     return ENCODINGS[keep.kind][1](stored, classes)
 
-# %% ../nbs/21_labels.ipynb #fba2f544
+# %% ../nbs/21_labels.ipynb #5c502a6c
 def drawn_by(training, factor: int) -> dict:
     "What of a training decides the views: two that agree here draw the same."
     mixing = training.mix != 'none'
     return {'batch_size': training.batch_size, 'tiles': training.tiles if factor > 1 else 'none', 'min_scale': 1 / factor if training.min_scale is None else training.min_scale,
-            'flip': training.flip, 'mix': training.mix, 'mix_alpha': training.mix_alpha if mixing else 0.0}
+            'flip': training.flip, 'mix': training.mix, 'mix_alpha': training.mix_alpha if mixing else 0.0, **({'one_tile': training.one_tile} if training.one_tile and factor > 1 else {})}
 
 def view_fields(n: int, size: int, factor: int, drawn: dict) -> dict:
     "{name: (type, numbers, per 'image' or 'batch')} of what is recorded of the views of n images; flips are bits and stand apart."
     every = {'index': (smallest(n - 1), 1, 'image'), 'order': drawn['tiles'] != 'none' and (smallest(factor ** 2 - 1), factor ** 2, 'image'),
-             'box': drawn['min_scale'] < 1 and (smallest(size), 4, 'image'), 'partner': drawn['mix'] != 'none' and (smallest(min(n - 1, drawn['batch_size'])), 1, 'image'),
+             'box': (drawn['min_scale'] < 1 or 'one_tile' in drawn) and (smallest(size), 4, 'image'), 'partner': drawn['mix'] != 'none' and (smallest(min(n - 1, drawn['batch_size'])), 1, 'image'),
              'rectangle': drawn['mix'] == 'cutmix' and (smallest(size), 4, 'batch'), 'share': drawn['mix'] == 'mixup' and (torch.float64, 1, 'batch'),
              'number': (torch.int32, 1, 'batch'), 'images': (torch.int32, 1, 'batch')}
     return {name: field for name, field in every.items() if field}
 
-# %% ../nbs/21_labels.ipynb #4a5e824c
+# %% ../nbs/21_labels.ipynb #01cf70f9
 def pack_views(
     drawn: list,     # (number of the batch, indices, Views) …
     recorded: dict,  # `view_fields`
@@ -239,7 +248,7 @@ def unpack_views(
         order=own('order', torch.arange(factor ** 2).repeat(n, 1)), box=own('box', torch.tensor([[0, 0, size, size]]).repeat(n, 1)), flip=flip,
         partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item())
 
-# %% ../nbs/21_labels.ipynb #99c6574b
+# %% ../nbs/21_labels.ipynb #ba4b69e0
 PART_BYTES = 64e6
 
 def drawn_batches(total: int, percent: float, seed: int) -> torch.Tensor:
@@ -264,7 +273,7 @@ def layout(n, size, factor, classes, drawn, epochs, seed, keep, part=None) -> di
         parts.append({'batches': len(some), 'images': images, 'bytes': {'views': seen, 'labels': images * label}})
     return {'views': views, 'epoch': len(sizes), 'numbers': numbers, 'parts': parts}
 
-# %% ../nbs/21_labels.ipynb #183cbacf
+# %% ../nbs/21_labels.ipynb #a1c04e46
 def predict_bytes(
     n: int, size: int, factor: int, classes: int,  # of the distilled set: images, pixels a side, tiles a side, classes
     training,              # with batch_size, tiles, min_scale, flip, mix, mix_alpha
@@ -280,7 +289,7 @@ def predict_bytes(
     return {'views': total(lambda p: p['bytes']['views']), 'labels': total(lambda p: p['bytes']['labels']),
             'batches': total(lambda p: p['batches']), 'images': total(lambda p: p['images']), 'parts': len(parts)}
 
-# %% ../nbs/21_labels.ipynb #b15c76d1
+# %% ../nbs/21_labels.ipynb #569a61df
 FORMAT, VIEWS = 'rded-labels-1', 1  # of the files; of what a record of a view means to `apply_views`
 
 def plan(
@@ -299,7 +308,7 @@ def plan(
     encode(torch.zeros(1, classes), keep, 1)
     will = layout(len(distilled), distilled.size, distilled.factor, classes, drawn, epochs, seed, keep, part)
     about = {'format': FORMAT, 'view_format': VIEWS, 'digest': distilled.digest, 'images': len(distilled), 'size': distilled.size, 'factor': distilled.factor, 'classes': classes,
-             'observer': described(observer), 'training': drawn, 'temperature': training.temperature if keep.kind == 'top' else None, 'seed': seed, 'epochs': epochs, 'keep': str(keep),
+             'observer': described(observer), 'training': drawn, **({'batch_statistics': True} if training.batch_statistics else {}), 'temperature': training.temperature if keep.kind == 'top' else None, 'seed': seed, 'epochs': epochs, 'keep': str(keep),
              'batches': {'epoch': will['epoch'], 'recorded': len(will['numbers'])}, 'versions': versions(),
              'environment': {'device': device or getattr(observer, 'device', 'cpu'), 'precision': getattr(observer, 'precision', 'float32')}}
     parts = [{'file': f'part-{k:05d}.safetensors', **p, 'size': None, 'sha256': None} for k, p in enumerate(will['parts'])]
@@ -310,7 +319,7 @@ def fingerprint(meta: dict) -> str:
     parts = [{k: v for k, v in p.items() if k not in ('size', 'sha256')} for p in meta['parts']]
     return digest64(json.dumps({**{k: v for k, v in meta.items() if k != 'settings'}, 'parts': parts}, sort_keys=True).encode())
 
-# %% ../nbs/21_labels.ipynb #331ebb1e
+# %% ../nbs/21_labels.ipynb #a68bb450
 @contextmanager
 def alone(folder: Path):
     "Make the folder, and hold it against other recorders; it goes again where nothing came of it."
@@ -338,7 +347,16 @@ def resume(folder: Path, meta: dict) -> dict:
         raise ValueError(f'{folder} holds labels in {len(found["parts"])} parts, now {len(meta["parts"])}, of other sizes: give as many epochs a part as before, choose another folder, or remove it')
     for p in folder.glob('.part-*'): p.unlink()
     blank = {'size': None, 'sha256': None}
-    return {**found, 'parts': [p if whole(folder, p) else {**p, **blank} for p in found['parts']]}
+    return {**found, 'parts': [p if whole(folder, p) else {**p, **blank} for p in (noted(folder, found, k) for k in range(len(found['parts'])))]}
+
+def noted(folder: Path, meta: dict, k: int) -> dict:
+    "Part k of the meta; where the recorder was killed between the part and its note, with the note."
+    part, path = meta['parts'][k], folder / meta['parts'][k]['file']
+    if part.get('sha256') or not path.is_file(): return part
+    try: _, about = load_tensors(path)
+    except ValueError: return part
+    if (about.get('settings'), about.get('part')) != (meta['settings'], k): return part
+    return {**part, 'size': path.stat().st_size, 'sha256': sha256(path)}
 
 def told(value, other):
     "What of a value differs from the other, in words."
@@ -350,7 +368,7 @@ def room(folder: Path, missing: list):
     needed, free = sum(sum(p['bytes'].values()) for p in missing), shutil.disk_usage(folder).free
     if needed > free: raise ValueError(f'{folder}: the labels need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: write elsewhere, or keep less, as --keep top10 or 10%')
 
-# %% ../nbs/21_labels.ipynb #b23e0963
+# %% ../nbs/21_labels.ipynb #d77a4934
 def views_to_record(meta: dict, training, missing: list):
     "(part, number of the batch, indices, views) of every batch that is still to be labelled."
     number_of = drawn_batches(meta['epochs'] * meta['batches']['epoch'], parse_keep(meta['keep']).percent, meta['seed']).tolist()
@@ -386,7 +404,7 @@ def record(
         write_json(folder / 'labels.json', meta)
     return meta
 
-# %% ../nbs/21_labels.ipynb #3678937c
+# %% ../nbs/21_labels.ipynb #f2766b9c
 def relabel(
     distilled,             # the set to label: DistilledSet
     observer,              # Observer of its classes: one network, or several whose logits are averaged
@@ -401,13 +419,14 @@ def relabel(
     log=None               # log(text)
 ):                         # StoredLabels
     "Record every view of `epochs` epochs and the observer's answer to it. Interrupted, it goes on where it stopped."
+    if training.batch_statistics: observer = observer.by_batch_statistics()
     meta, folder = plan(distilled, observer, training, epochs, seed, keep, part, device), Path(out)
     with alone(folder):
         meta = resume(folder, meta)
         missing, x = [p for p in meta['parts'] if not p['sha256']], distilled.x.to(meta['environment']['device'])
         room(folder, missing)
         if log: log(f'{spoken(meta)}; {len(meta["parts"]) - len(missing)} of {len(meta["parts"])} parts stand')
-        if missing: write_json(folder / 'labels.json', meta)
+        if not (folder / 'labels.json').exists() or read_meta(folder) != meta: write_json(folder / 'labels.json', meta)
         record(folder, meta, training, lambda indices, views: observer.logits(apply_views(x[indices.to(x.device)], views)), progress)
     return StoredLabels(folder)
 
@@ -416,7 +435,7 @@ def spoken(meta: dict) -> str:
     views, labels = (sum(p['bytes'][key] for p in meta['parts']) for key in ('views', 'labels'))
     return f"{meta['batches']['recorded']} batches, {sum(p['images'] for p in meta['parts'])} views: {labels:,} bytes of labels ({meta['keep']}) and {views:,} of views"
 
-# %% ../nbs/21_labels.ipynb #dabc5275
+# %% ../nbs/21_labels.ipynb #527a25da
 def read_meta(folder) -> dict:
     "What labels.json says; ValueError where it is none, of another format, or edited."
     path = Path(folder) / 'labels.json'
@@ -458,7 +477,7 @@ class StoredLabels:
         each = f'{self.meta["batches"]["recorded"]} batches of {self.epochs} epochs'
         return f'StoredLabels {self.keep} of {self.meta["images"]} images by {self.observer["name"]}: {each}, seed {self.meta["seed"]}, {self.bytes:,} bytes in {len(self.parts)} parts'
 
-# %% ../nbs/21_labels.ipynb #7bc27b29
+# %% ../nbs/21_labels.ipynb #b5069c69
 AT_ONCE = 1e9  # bytes that are hashed before training; beyond, each part when it is first touched
 
 def _check_size(self, part):
@@ -483,10 +502,11 @@ def verify(self, progress=None) -> dict:
 def check(self, distilled, training, seed):
     "ValueError that names the remedy unless these labels belong to this set, this training and this seed."
     check_set(self.meta['digest'], distilled, self.path)
-    recorded = {**self.meta['training'], 'temperature': self.meta['temperature']}
-    for key, value in {**drawn_by(training, distilled.factor), 'temperature': training.temperature}.items():
+    recorded = {'one_tile': 0.0, **self.meta['training'], 'temperature': self.meta['temperature']}
+    for key, value in {'one_tile': 0.0, **drawn_by(training, distilled.factor), 'temperature': training.temperature}.items():
         its = recorded[key]
         if its not in (value, None): self._refuse(f'recorded with {words(key)} {its}, the training has {value}', f'train with {its}, or record labels for {value}')
+    check_loss(training, self.keep.kind == 'top', self.path)
     its = self.meta['seed']
     if seed != its and not self.any_seed:
         self._refuse(f'recorded with the views of seed {its}, the training has seed {seed}', f'use seed {its}, or allow any (--any-seed: weights of seed {seed}, the recorded views)')
@@ -502,7 +522,7 @@ def words(key): return key.replace('_', ' ')
 
 StoredLabels._check_size, StoredLabels._check_hash, StoredLabels._refuse, StoredLabels.verify, StoredLabels.check = _check_size, _check_hash, _refuse, verify, check
 
-# %% ../nbs/21_labels.ipynb #80e6f59b
+# %% ../nbs/21_labels.ipynb #b3fb4405
 def _reader(self, k):
     "read(name, a, b) of part k and where its batches begin; the part that was open before is let go."
     if self._open[0] != k:

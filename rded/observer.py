@@ -8,7 +8,7 @@ __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom
            'weights_hash', 'get_observer', 'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess',
            'shuffles_test', 'order_evidence', 'check_class_order', 'readable', 'complaint']
 
-# %% ../nbs/05_observer.ipynb #6677b97d
+# %% ../nbs/05_observer.ipynb #c958d7ae
 import copy
 import hashlib
 import re
@@ -23,7 +23,7 @@ from . import models
 from .datasets import ImageSet, draw_order
 from .files import sha256
 
-# %% ../nbs/05_observer.ipynb #1bc0549e
+# %% ../nbs/05_observer.ipynb #f825493b
 def shift_and_flip(
     x: torch.Tensor,             # uint8 [n, 3, S, S]
     generator: torch.Generator,
@@ -46,7 +46,7 @@ def reflect(positions, size):
     positions = positions.abs() % (2 * size - 2)
     return torch.minimum(positions, 2 * size - 2 - positions)
 
-# %% ../nbs/05_observer.ipynb #2fd393a3
+# %% ../nbs/05_observer.ipynb #b1251777
 def zoom_and_flip(
     x: torch.Tensor,             # uint8 [n, 3, H, H]
     size: int,                   # of the result
@@ -65,7 +65,7 @@ def zoom_and_flip(
     out = out.round().clamp(0, 255).byte() if out.is_floating_point() else out
     return torch.where((torch.rand(n, generator=generator) < 0.5).to(x.device)[:, None, None, None] & flip, out.flip(-1), out)
 
-# %% ../nbs/05_observer.ipynb #bfa5d7cc
+# %% ../nbs/05_observer.ipynb #47620a3a
 def fits_in_memory(images, size, limit=8e9): return len(images) * 3 * size * size <= limit
 
 def learning_rate(
@@ -108,7 +108,7 @@ def stored_size(size, training):
     "Side at which training images wait: random-resized-crop wants more than it shows."
     return size // 7 * 8 if training.crop == 'resized' else size
 
-# %% ../nbs/05_observer.ipynb #58b5d8e2
+# %% ../nbs/05_observer.ipynb #a847ff32
 def train_epoch(net, images, optimizer, training, epoch, generator, device, workers) -> float:
     "One pass over the data in random order; the mean loss."
     net.train()
@@ -142,7 +142,7 @@ def accuracy(
     "Top-1 accuracy on whole images, in percent."
     return (models.predict(net, images, batch, workers, device, progress).argmax(1) == images.y).double().mean().item() * 100
 
-# %% ../nbs/05_observer.ipynb #306b9b78
+# %% ../nbs/05_observer.ipynb #3d592c51
 def plain(name: str) -> str:
     "A class name for comparison: lower case, letters and digits only."
     return re.sub(r'[^a-z0-9]', '', name.lower()) or name
@@ -169,7 +169,7 @@ def match_columns(
     raise ValueError(f'the observer {net.arch} does not know {len(missing)} of the {len(images.classes)} classes of {images.name} ({", ".join(missing[:4])}{", …" if len(missing) > 4 else ""}); '
                      f'it knows {net.num_classes}: {known}. Use an observer of these classes, or --no-check to go by position')
 
-# %% ../nbs/05_observer.ipynb #038480d9
+# %% ../nbs/05_observer.ipynb #93bcac23
 class Observer:
     "One or several frozen networks that answer for the classes of one data set, in its order."
     def __init__(self,
@@ -211,6 +211,12 @@ class Observer:
         quick.nets, quick.precision = [models.in_bfloat16(net) for net in self.nets], 'bfloat16'
         return quick
 
+    def by_batch_statistics(self):
+        "The same networks with BatchNorm on the statistics of the batch they look at: their answer to a view then depends on the others."
+        other = copy.copy(self)
+        other.nets = [models.by_batch_statistics(net) for net in self.nets]
+        return other
+
     def __repr__(self):
         accuracy = f', {self.top1:.2f} % top-1' if self.top1 is not None else ''
         return f'Observer {self.name} ({self.arch}): {len(self.classes)} classes, {self.size} px{accuracy}'
@@ -223,7 +229,7 @@ def weights_hash(nets) -> str:
             digest.update(key.encode()), digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/05_observer.ipynb #1a7338ba
+# %% ../nbs/05_observer.ipynb #18b8c4c4
 def get_observer(
     source,              # file or name, or several: a list, or separated by commas
     images: ImageSet = None,  # whose classes it shall answer for; its own where None
@@ -253,7 +259,7 @@ def file_hash(sources, nets):
     hashes = [sha256(s) if isinstance(s, (str, Path)) and Path(s).is_file() else weights_hash([net]) for s, net in zip(sources, nets)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
-# %% ../nbs/05_observer.ipynb #711b1c2e
+# %% ../nbs/05_observer.ipynb #3afa1468
 SIGNIFICANCE = 1e-3  # of the sign test on halves
 EXCESS = 4.0         # standard deviations above shuffled labels
 KNOWS = 0.1          # of the way from chance to certainty, on images that did not choose the assignment
@@ -303,7 +309,7 @@ def order_evidence(
     return {'wrong': knows and (p < SIGNIFICANCE or deviations > EXCESS), 'p': p, 'excess': deviations, 'images': len(y), 'accuracy': 100 * correct / len(y),
             'near_chance': binomtest(correct, len(y), 1 / classes, alternative='greater').pvalue > 0.01, 'assignment': best_assignment(predicted, y, classes)}
 
-# %% ../nbs/05_observer.ipynb #0729aca2
+# %% ../nbs/05_observer.ipynb #77e6b171
 def check_class_order(
     observer: Observer,
     images: ImageSet,        # any split; up to `per_class` whole images of each class are looked at
