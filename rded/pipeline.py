@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'resu
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'the_observer',
            'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #a260e45a
+# %% ../nbs/41_pipeline.ipynb #b7d1cd6b
 import platform
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from .select import looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
-# %% ../nbs/41_pipeline.ipynb #96b5071e
+# %% ../nbs/41_pipeline.ipynb #7fe421a6
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -48,12 +48,14 @@ def distill(
     candidates = score_images(images, observer, size=recipe.size, preselect=recipe.preselect, crops=recipe.crops, factor=recipe.factor, canvas=recipe.canvas,
                               scale=recipe.scale, seed=seed, exact=best, keep=keep, batch=batch, workers=workers, device=device, progress=progress)
     if ranks.rank(): return None
+    short = images.short_of_spares(candidates.broken)
+    if short and min(candidates.drawn) < recipe.ipc * recipe.factor ** 2: raise ValueError(f'more images of {", ".join(short[:3])} are broken than the {images.scan.spares} kept in reserve, and too few are left: keep more (--spares)')
     seen = None if looks_at(recipe.selection) == 'score' else look(images, candidates.index, candidates.box, observer, size=recipe.size, factor=recipe.factor,
                                                                    canvas=recipe.canvas, workers=workers, device=device, progress=progress)
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #b7f828c8
+# %% ../nbs/41_pipeline.ipynb #0c32a2f0
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -74,7 +76,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #b5090733
+# %% ../nbs/41_pipeline.ipynb #43efc410
 def make_and_save(
     folder,            # that is to be
     method: str,       # a key of METHODS
@@ -93,7 +95,7 @@ def make_and_save(
     forget(keep)
     return made
 
-# %% ../nbs/41_pipeline.ipynb #8a161d2d
+# %% ../nbs/41_pipeline.ipynb #261499f0
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -147,7 +149,7 @@ def trained_with(training, labels) -> str:
     if labels.kind == 'live': return training.name
     return training.name + (LABELS['hard'][1] if labels.kind == 'hard' else f', labels {labels.name}')
 
-# %% ../nbs/41_pipeline.ipynb #fc5bb65c
+# %% ../nbs/41_pipeline.ipynb #2c34fe33
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -177,7 +179,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #23ffb9d5
+# %% ../nbs/41_pipeline.ipynb #4e15f384
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA

@@ -7,7 +7,7 @@ __all__ = ['Member', 'LABEL_BYTES', 'Picture', 'LISTS', 'BROKEN', 'MAX_BYTES', '
            'usable', 'key_and_ending', 'folder_of', 'pictures', 'Smallest', 'Shard', 'find', 'class_list', 'Classes',
            'Census', 'scan_shard', 'scan', 'Spool', 'Inside', 'draw', 'load']
 
-# %% ../nbs/03_shards.ipynb #56a5f18e
+# %% ../nbs/03_shards.ipynb #b0626417
 import gzip, json, lzma, os, re, sys, tarfile, tempfile, warnings, weakref, zlib
 from collections import namedtuple
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from .datasets import EXTENSIONS, SPLITS, TARS, ImageSet, Scan
 from .files import OPENERS, digest64, hash64, read_json
 from .images import naming, read_image, show_images
 
-# %% ../nbs/03_shards.ipynb #ecb4ce8e
+# %% ../nbs/03_shards.ipynb #57f53c88
 class Damaged(Exception):
     "An archive that breaks off, or is none."
 
@@ -42,7 +42,7 @@ class _Rest:
         self.position += len(data)
         return data
 
-# %% ../nbs/03_shards.ipynb #7697e84a
+# %% ../nbs/03_shards.ipynb #cebf5e43
 LABEL_BYTES = 2 ** 20  # a label, or a long name, is not larger
 
 def _by_tarfile(header, file, position):
@@ -82,7 +82,7 @@ def members(
         if plain: position = start + (size + 511) // 512 * 512
         yield Member(name, kind, start, size, content)
 
-# %% ../nbs/03_shards.ipynb #931c2830
+# %% ../nbs/03_shards.ipynb #aded2373
 class Trouble(dict):
     "What was passed over: kind → [how many, the first]."
     def note(self, kind, name): self.setdefault(kind, [0, name])[0] += 1
@@ -107,7 +107,7 @@ def key_and_ending(name):
     dot = name.find('.', name.rfind('/') + 1)
     return (name, '') if dot < 0 else (name[:dot], name[dot + 1:].lower())
 
-# %% ../nbs/03_shards.ipynb #d184901c
+# %% ../nbs/03_shards.ipynb #08d61d8a
 Picture = namedtuple('Picture', 'label stem member')  # label: a number, a name, or None where nobody says
 
 def _said(group):
@@ -143,7 +143,7 @@ def pictures(entries, split, trouble):
         if best: yield Picture(said, os.path.basename(key), best)
         else: trouble.note('samples have a label and no image', key)
 
-# %% ../nbs/03_shards.ipynb #36cdda4b
+# %% ../nbs/03_shards.ipynb #c94ac140
 class Smallest:
     "The k smallest of the tuples that come by, in room for 2k."
     def __init__(self, k): self.k, self.items, self.limit = k, [], None
@@ -166,7 +166,7 @@ class Smallest:
         self._cut()
         return self.items
 
-# %% ../nbs/03_shards.ipynb #2cc3fecc
+# %% ../nbs/03_shards.ipynb #78e895b4
 def _need(module, why):
     "A library that is needed for some shards alone."
     try: return __import__(module, fromlist=['x'])
@@ -209,7 +209,7 @@ class Shard:
         if len(data) < size: raise ValueError('the shard is shorter than it was')
         return data
 
-# %% ../nbs/03_shards.ipynb #44258642
+# %% ../nbs/03_shards.ipynb #b91a7f67
 def _under(base, *parts): return '/'.join([base.rstrip('/'), *parts])
 
 def _tars_in(base, remote):
@@ -230,14 +230,18 @@ def _of_split(base, split, remote):
         if found: return found
     raise ValueError(f'{base} has no tar files of {split}: they are called {split}*.tar or lie in {split}/; it holds {", ".join(here[:5]) or "none"}{", …" * (len(here) > 5)}')
 
+def _matches(url):
+    "URLs that fit a URL whose last part holds a *."
+    fs, path = _remote(url)
+    return [_under(os.path.dirname(url), os.path.basename(match)) for match in fs.glob(path)]
+
 def _expanded(pattern, split, remote):
     "(folder, names in it) of a pattern or a single tar file."
     other = next((s for s in SPLITS if s != split and any(re.search(rf'(?<![a-z]){w}(?![a-z])', os.path.basename(pattern).lower()) for w in SPLITS[s])), None)
     if other: raise ValueError(f'{pattern} names shards of {other}, and {split} is wanted: give the folder that holds both')
     paths = _need('webdataset.shardlists', pattern).expand_urls(pattern) if '{' in pattern else [pattern]
-    if '*' in pattern:
-        fs = _remote(pattern)[0] if remote else None
-        paths = [match for path in paths for match in ([fs.unstrip_protocol(p) for p in fs.glob(path)] if remote else glob(path))]
+    if '*' in os.path.dirname(pattern) and remote: raise ValueError(f'{pattern}: a * may stand in the name of the file alone')
+    if '*' in pattern: paths = [match for path in paths for match in (_matches(path) if remote else glob(path))]
     if not paths: raise ValueError(f'{pattern}: no such files')
     base = os.path.commonpath(paths) if len(set(map(os.path.dirname, paths))) > 1 else os.path.dirname(paths[0])
     base = pattern.partition('://')[0] + '://' + base.partition(':/')[2].lstrip('/') if remote else base
@@ -262,7 +266,7 @@ def find(
     if len(out) == len(shards): raise ValueError(f'{base}: all its shards are links that lead out of it: give the folder they lie in')
     return base, [shard for shard in shards if shard not in out]
 
-# %% ../nbs/03_shards.ipynb #ff9a154e
+# %% ../nbs/03_shards.ipynb #b51318be
 LISTS = ('classes.json', 'classnames.txt', 'classes.txt', 'rded.json')
 
 def _read_beside(base, name):
@@ -294,7 +298,7 @@ def class_list(base):
         return name, keys
     return None, None
 
-# %% ../nbs/03_shards.ipynb #b1a82701
+# %% ../nbs/03_shards.ipynb #2a504f10
 class Classes:
     "From what the shards say of a class to its key."
     def __init__(self, file, keys): self.file, self.keys, self.known, self.numbers = file, keys, set(keys or ()), True
@@ -334,7 +338,7 @@ class Census:
         "What is kept of a class by source, whatever seed it was kept for."
         return {row[1]: row for smallest in self.kept[key] for row in smallest.sorted()}
 
-# %% ../nbs/03_shards.ipynb #ce8b5bf9
+# %% ../nbs/03_shards.ipynb #3141d6e7
 BROKEN = (Damaged, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)  # of an archive, not of the way to it
 
 def scan_shard(census, which, shard):
@@ -354,7 +358,7 @@ def scan(shards, split, classes, seeds, keep, progress=None):
     for which, shard in enumerate((progress or (lambda it, *_: it))(shards, 'scanning', len(shards))): scan_shard(census, which, shard)
     return census
 
-# %% ../nbs/03_shards.ipynb #ca2f682e
+# %% ../nbs/03_shards.ipynb #f71f1f2c
 def _remove(path, process):
     if os.getpid() == process and os.path.exists(path): os.unlink(path)    # not by a forked worker
 
@@ -396,7 +400,7 @@ class Inside:
     def content(self, source):
         with naming(source): return digest64(self._bytes(source))
 
-# %% ../nbs/03_shards.ipynb #1a116699
+# %% ../nbs/03_shards.ipynb #d2ade67d
 def _packed(shard):
     with shard.stream() as (_, end): return end is None
 
@@ -413,17 +417,22 @@ def _places(shards, rows):
         places |= {row[1]: place for row, place in zip(mine, found)}
     return places
 
+def _remedy(classes, census):
+    "What to do about a class without images."
+    if census.damaged: return f'fetch the damaged shards again, such as {next(iter(census.damaged))}'
+    return f'mend {classes.file}' if classes.file else 'classes are numbers from 0 on; put their names into classes.json'
+
 def _image_set(base, split, shards, classes, census, scan):
     "The `ImageSet` of what a census kept, class by class."
     keys = classes.in_order(census.counts)
     empty = next((key for key in keys if key not in census.counts), None)
-    if empty is not None: raise ValueError(f'{base}: class {empty!r} of {split} has no images' + (f': mend {classes.file}' if classes.file else '; classes are numbers from 0 on: put their names into classes.json'))
+    if empty is not None: raise ValueError(f'{base}: class {empty!r} of {split} has no images: {_remedy(classes, census)}')
     rows = [(label, row) for label, key in enumerate(keys) for row in sorted(census.rows(key).values(), key=lambda row: (row[2], row[1]))]
     places = _places(shards, [row for _, row in rows])
     return ImageSet(os.path.basename(os.path.abspath(base) if '://' not in base else base.rstrip('/')), split, keys, [label for label, _ in rows], [row[2] for _, row in rows],
                     [row[1] for _, row in rows], Inside(places), scan=scan)
 
-# %% ../nbs/03_shards.ipynb #88186cdd
+# %% ../nbs/03_shards.ipynb #ac646d76
 def _warn(base, shards, census):
     "One line for damaged shards, and one for everything that was passed over."
     damaged = [f'{name} ({why})' for name, why in census.damaged.items()]
