@@ -6,13 +6,13 @@
 __all__ = ['PATIENCE', 'GONE', 'launched', 'rank', 'world', 'share', 'slice_of', 'gathered', 'shared', 'in_order', 'first',
            'agreed', 'Told', 'own_gpu', 'started', 'one_speaks', 'check_gpus']
 
-# %% ../nbs/06_ranks.ipynb #f74281e5
-import json, os, sys
+# %% ../nbs/06_ranks.ipynb #681fc6ab
+import json, os, secrets, sys, time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import lru_cache
 
-# %% ../nbs/06_ranks.ipynb #d471e4ea
+# %% ../nbs/06_ranks.ipynb #fc863921
 def launched():
     "Whether torchrun started this process."
     return 'TORCHELASTIC_RUN_ID' in os.environ
@@ -30,7 +30,7 @@ def world():
     "How many processes there are."
     return _distributed().get_world_size() if _distributed() else 1
 
-# %% ../nbs/06_ranks.ipynb #1db21dc9
+# %% ../nbs/06_ranks.ipynb #41db4248
 def share(
     items, # list, or tensor
 ):
@@ -44,7 +44,7 @@ def slice_of(
     import torch
     return torch.arange(n).tensor_split(world())[rank()]
 
-# %% ../nbs/06_ranks.ipynb #8befe59f
+# %% ../nbs/06_ranks.ipynb #f6b04c91
 PATIENCE = timedelta(days=1)  # that one rank waits for another at work
 
 @lru_cache
@@ -84,7 +84,7 @@ def in_order(
     each = [iter(flat.split(n.tolist())) for flat, n in zip(gathered(torch.cat([torch.zeros(0), *pieces])), sizes)]
     return [next(each[k % world()]) for k in range(sum(map(len, sizes)))]
 
-# %% ../nbs/06_ranks.ipynb #872154ac
+# %% ../nbs/06_ranks.ipynb #62c734ea
 def first(
     function, # without arguments; its value is what JSON can hold
 ):
@@ -110,7 +110,7 @@ def agreed(
     if any(shared(raised is not None)): raise raised or error('on another rank')
     return result
 
-# %% ../nbs/06_ranks.ipynb #b0deed14
+# %% ../nbs/06_ranks.ipynb #ec2a20f0
 class Told(Exception):
     "This rank failed, too, but another one has said why."
 
@@ -121,11 +121,28 @@ def _reason(error):
     if not isinstance(error, RuntimeError) or not any(g in str(error) for g in GONE): return error
     return RuntimeError('another rank ended without a word: was it killed, or out of memory? torchrun says which it was')
 
+def _prefix(store, number, count):
+    "A word that the ranks of this start share, and no earlier ones."
+    word = secrets.token_hex(8)
+    store.set(f'here/{number}', word)
+    if number:
+        shared = store.get(f'answer/{word}').decode()
+        store.set(f'thanks/{shared}/{number}', '')
+        return shared
+    missing = set(range(1, count))
+    while missing:
+        missing = {r for r in missing if not store.check([f'thanks/{word}/{r}'])}
+        for r in missing:
+            if store.check([f'here/{r}']): store.set(f'answer/{store.get(f"here/{r}").decode()}', word)
+        time.sleep(0.01)
+    return word
+
 def _meet():
     "Join torchrun's other processes; the store in which they leave word."
     import torch
     import torch.distributed as dist
     store, number, count = next(dist.rendezvous('env://'))
+    store = dist.PrefixStore(_prefix(dist.PrefixStore('rded', store), number, count), store)
     dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', store=store, rank=number, world_size=count)
     if own_gpu() < torch.cuda.device_count(): torch.cuda.set_device(own_gpu())
     return store
@@ -141,7 +158,7 @@ def started():
     store = _meet()
     try: yield
     except (Exception, KeyboardInterrupt) as error:
-        if store.add(f'rded failed {os.environ.get("TORCHELASTIC_RESTART_COUNT")}', 1) > 1: raise Told from error
+        if store.add('failed', 1) > 1: raise Told from error
         raise _reason(error)
     _hosts.cache_clear()
     _distributed().destroy_process_group()
