@@ -25,7 +25,7 @@ def problem(seed, n=24, classes=3, observers=2, levels=4):
 def rows_of(e, rows): return SimpleNamespace(features=e.features[rows], logits=e.logits[rows])
 
 
-@pytest.mark.parametrize('name', select.STRATEGIES)
+@pytest.mark.parametrize('name', select.STRATEGIES | select.TOGETHER)
 @quick
 @given(seeds, st.integers(1, 4))
 def test_no_order_of_arrival_and_nobody_twice(name, seed, k):
