@@ -9,7 +9,7 @@ __all__ = ['LAYOUTS', 'FORMAT', 'NEVER_ZERO', 'BASES', 'UNITS', 'SAMPLE', 'AGAIN
            'observer_rates', 'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'flops_of',
            'growth']
 
-# %% ../nbs/46_plan.ipynb #982ebe6e
+# %% ../nbs/46_plan.ipynb #b2c11441
 import json
 import math
 import os
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .files import hash64, read_json, write_json
 
-# %% ../nbs/46_plan.ipynb #0a0da589
+# %% ../nbs/46_plan.ipynb #1b9ee944
 def _whole(value, name, remedy):
     "A whole number from 1 on; `ValueError` for anything else."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value != int(value) or value < 1:
@@ -85,7 +85,7 @@ class Work:
         return (f'{self.images:,} images of {self.classes:,} classes, in {self.layout}{"s" * (self.layout == "folder")}; {self.stored:,} distilled images of {self.size}×{self.size} pixels, {self.factor}×{self.factor} patches each\n'
                 f'drawn {self.drawn:,} images, judged {self.judged:,} crops, kept {self.kept:,} patches')
 
-# %% ../nbs/46_plan.ipynb #ed5ced8a
+# %% ../nbs/46_plan.ipynb #e7a45598
 FORMAT = 'rded-rates-1'
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Rates:
     patch_bytes: float   # of the manifest, a patch
     entry_bytes: float   # of the manifest, an image without its patches
     packed: float        # share of the manifest that xz leaves
-    memory_mb: float     # of the program and the observer, MB
+    memory_mb: float     # of the program, the observer and a small run, MB
     listed_bytes: float  # of memory for an image found
     held_bytes: float    # of memory for one that a scan of shards keeps
     name_chars: float    # of an image's identity
@@ -146,7 +146,7 @@ def _rate(path, name, found):
 
 NEVER_ZERO = ('forward', 'exact', 'together', 'flops', 'size', 'factor', 'crops', 'threads', 'image_bytes', 'image_mpx')
 
-# %% ../nbs/46_plan.ipynb #66b28333
+# %% ../nbs/46_plan.ipynb #ca529cd5
 @dataclass(frozen=True)
 class Where:
     "Machines, as far as they are not the one at hand."
@@ -173,7 +173,7 @@ class Where:
     @property
     def rate(self): return self.gpus * self.peak * 1e12 * self.reached     # FLOP/s of all GPUs
 
-# %% ../nbs/46_plan.ipynb #a8c63942
+# %% ../nbs/46_plan.ipynb #b65744fb
 BASES = ('measured', 'computed', 'assumed')
 
 def worst(*bases):
@@ -267,7 +267,7 @@ def side_by_side(rows, where):
     pace = {'read': read, 'decode and crop': cut, 'score': others[2].seconds}
     return max(pace.values()), max(pace, key=pace.get)
 
-# %% ../nbs/46_plan.ipynb #600b5add
+# %% ../nbs/46_plan.ipynb #c8cf1f8d
 def disk_of(work, rates):
     "{what: bytes} read and written."
     headers = 1024 * work.images if work.layout == 'shards' else 0
@@ -284,7 +284,7 @@ def memory_of(work, rates):
             'candidates': work.drawn * (2 * row_bytes(work) + 4 * rates.name_chars), 'the distilled set': work.stored * 3 * work.size ** 2,
             **({'class check, a table of classes × classes': 8 * work.classes ** 2} if work.check and work.classes > 200 else {})}
 
-# %% ../nbs/46_plan.ipynb #fa6dc170
+# %% ../nbs/46_plan.ipynb #71680035
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
 
 def duration(seconds):
@@ -385,7 +385,7 @@ def cost(
     rows = (*_before(work, rates, where), *_scoring_rows(work, rates, where), _again_row(work, rates, where), *_after(work, rates, where))
     return Plan(work, rates, where, rows)
 
-# %% ../nbs/46_plan.ipynb #b0759440
+# %% ../nbs/46_plan.ipynb #afb1e4b0
 def timed(run, turns=3):
     "Median seconds of calling `run`."
     seconds = []
@@ -424,7 +424,7 @@ def _member(tarfile, name, size):
     member.size = size
     return member
 
-# %% ../nbs/46_plan.ipynb #07dadbcf
+# %% ../nbs/46_plan.ipynb #e6ee1092
 def forget(files):
     "Ask the system to drop what it keeps of files in memory; False where it cannot be asked."
     if not hasattr(os, 'posix_fadvise'): return False
@@ -446,7 +446,7 @@ def reading_rates(files, megabytes=64):
     small = timed(lambda: [Path(f).read_bytes() for f in files], 1) / len(files)
     return {'seek': max(0.0, small - read * statistics.fmean(os.path.getsize(f) for f in files) / 1e6), 'read': read}
 
-# %% ../nbs/46_plan.ipynb #ba37515e
+# %% ../nbs/46_plan.ipynb #d528ddff
 def _slopes(patch, crops, sides=((64, 48), (640, 480))):
     "(seconds a megapixel of decoding, of cutting a crop)."
     from rded.bench import as_jpeg, photographs
@@ -485,7 +485,7 @@ def image_rates(images, rows, patch, crops):
     (decode, decode_mpx), (crop, crop_mpx) = split(decode, slopes[0], mpx), split(crop, slopes[1], mpx)
     return {'decode': decode, 'decode_mpx': decode_mpx, 'box': box, 'crop': crop, 'crop_mpx': crop_mpx, 'image_mpx': mpx}
 
-# %% ../nbs/46_plan.ipynb #d05121cb
+# %% ../nbs/46_plan.ipynb #9753b3f3
 def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     "{forward, exact, flops}: core seconds a crop."
     import torch
@@ -502,7 +502,7 @@ def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     quick = seconds(judge.quick()) if models.pick_precision('auto', 'cpu') == 'bfloat16' else exact
     return {'forward': quick, 'exact': exact, 'flops': sum(bench.flops(net, size) for net in eyes.nets)}
 
-# %% ../nbs/46_plan.ipynb #a871eaf3
+# %% ../nbs/46_plan.ipynb #44c193c2
 def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, seed=0):
     "A small distillation into the folder `out`, stage by stage: ({stage: seconds}, candidates, DistilledSet)."
     from rded import pipeline, score
@@ -518,8 +518,9 @@ def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, s
     return dict(zip(('scoring', 'select', 'stitch', 'write'), (b - a for a, b in zip(marks, marks[1:])))), found, made
 
 def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, workers, turns=3):
-    "{together, again, select, stitch, write, …} of a small run; `parts` are the rates that stand already."
+    "{together, again, select, stitch, write, …, memory_mb} of a small run; `parts` are the rates that stand already."
     import lzma, torch
+    from rded.bench import own_peak
     from rded.distilled import manifest_text, png_bytes
     threads, times = torch.get_num_threads(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -536,28 +537,26 @@ def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, worke
     text, one = manifest_text(made.manifest), made.manifest['images'][0]
     patch = statistics.fmean(len(json.dumps(p, separators=(',', ':'))) + 1 for image in made.manifest['images'] for p in image['patches'])
     compress = timed(lambda: [png_bytes(x) for x in made.x[:50]]) / min(50, len(made)) / (size ** 2 / 1e6)
-    return {'together': (median['scoring'] - drawing) * threads / (once + again * kept * (cut + parts['exact'])), 'again': again, 'select': median['select'] / n,
+    return {'memory_mb': own_peak('cpu') * 1.048576, 'together': (median['scoring'] - drawing) * threads / (once + again * kept * (cut + parts['exact'])), 'again': again, 'select': median['select'] / n,
             'stitch': max(0.0, median['stitch'] / kept - cut / max(1, workers)), 'write': max(0.0, median['write'] / len(made) - compress * size ** 2 / 1e6), 'write_mpx': compress,
             'png': stored / mpx / 1e6, 'patch_bytes': patch, 'entry_bytes': len(json.dumps({**one, 'patches': []}, separators=(',', ':'))) + 2, 'packed': len(lzma.compress(text.encode(), preset=9)) / len(text)}
 
-# %% ../nbs/46_plan.ipynb #5ba8abd1
+# %% ../nbs/46_plan.ipynb #b2f99ddd
 def begin(observer, arch, size, classes):
-    "What a command does before its first image; prints its peak memory."
+    "What a command does before its first image."
     from rded import bench, models, pipeline
     import torch
     models.keep_freed_memory()
     net = models.load(observer).eval() if observer else models.build(arch, int(classes), int(size)).eval()
     models.pick_precision('auto', 'cpu')
     with torch.inference_mode(): net(torch.zeros(1, 3, int(size), int(size), dtype=torch.uint8))
-    print(json.dumps({'peak_memory_mb': bench.own_peak('cpu')}))
 
 def starting_rates(observer, arch, size, classes, turns=2):
-    "{start, memory_mb}."
-    code, told = 'import sys; from rded import plan; plan.begin(*sys.argv[1:])', []
-    run = lambda: told.append(json.loads(subprocess.run([sys.executable, '-c', code, observer or '', arch, str(size), str(classes)], check=True, capture_output=True, text=True).stdout))
-    return {'start': timed(run, turns), 'memory_mb': told[-1]['peak_memory_mb'] * 1.048576}
+    "{start}."
+    code = 'import sys; from rded import plan; plan.begin(*sys.argv[1:])'
+    return {'start': timed(lambda: subprocess.run([sys.executable, '-c', code, str(observer or ''), arch, str(size), str(classes)], check=True, capture_output=True), turns)}
 
-# %% ../nbs/46_plan.ipynb #2c123ac4
+# %% ../nbs/46_plan.ipynb #f8ccac14
 SAMPLE = 200  # images that a measurement looks at, about
 
 def measure(
@@ -622,7 +621,7 @@ def _about(images, eyes, photos, observer, arch, preselect, ipc):
     return {**pipeline.environment('cpu'), 'precision': pick_precision('auto', 'cpu'), 'images': 'pieces of two photographs' if photos else f'{images.name} ({len(images)} images)',
             'observer': eyes.name if observer else f'{arch} with random weights', 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
 
-# %% ../nbs/46_plan.ipynb #d7b27b1d
+# %% ../nbs/46_plan.ipynb #cf8c906b
 AXES = {'images': [10 ** k for k in range(4, 10)], 'classes': [10, 100, 1000, 10_000], 'ipc': [1, 3, 10, 30, 75], 'gpus': [1, 2, 4, 8, 16, 32, 64]}
 
 def flops_of(arch, size):
