@@ -9,7 +9,7 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'SPARES', 'OBSERV
            'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report',
            'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'main']
 
-# %% ../nbs/47_cli.ipynb #f2cf99f1
+# %% ../nbs/47_cli.ipynb #37ea6003
 import argparse, errno, os, shlex, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from .files import printable
 
 from . import ranks
 
-# %% ../nbs/47_cli.ipynb #d0c7ef01
+# %% ../nbs/47_cli.ipynb #68f93609
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -40,7 +40,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #0de8d592
+# %% ../nbs/47_cli.ipynb #22e6740b
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -58,7 +58,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #93ab8072
+# %% ../nbs/47_cli.ipynb #fa5ae0cd
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -68,7 +68,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #1b8a8aee
+# %% ../nbs/47_cli.ipynb #50ac8215
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -89,7 +89,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #2dd6ace3
+# %% ../nbs/47_cli.ipynb #7ee4579d
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(printable(title))
@@ -111,7 +111,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #5dae4dc0
+# %% ../nbs/47_cli.ipynb #8194f4a1
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -125,8 +125,9 @@ def _check(args, found, images):
 def _recipe(args, images, size, arch):
     "The arguments of `distill` as a recipe of one's own; ValueError, before any work, for more than the images give."
     from rded.recipes import Recipe, changed, dataset_of, paper_factor, paper_training, recovery_of
-    from rded.select import STRATEGIES, check_fits
-    if args.selection not in STRATEGIES: raise ValueError(f"--selection {args.selection!r}: choose from {', '.join(STRATEGIES)}")
+    from rded.select import STRATEGIES, TOGETHER, check_fits
+    every = STRATEGIES | TOGETHER
+    if args.selection not in every: raise ValueError(f"--selection {args.selection!r}: choose from {', '.join(every)}")
     if args.selection != 'top' and args.method != 'rded': raise ValueError(f'--selection {args.selection}: it is for --method rded, not {args.method}')
     classes, factor = len(images.classes), args.factor or paper_factor(size)
     one = args.method not in ('rded', 'random-mosaics')      # one patch an image, whatever the factor
@@ -163,7 +164,7 @@ def _presented(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return _described(made, path)
 
-# %% ../nbs/47_cli.ipynb #6baee0e8
+# %% ../nbs/47_cli.ipynb #bf3d14e0
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -267,7 +268,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #1fb15b67
+# %% ../nbs/47_cli.ipynb #125349dd
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -298,7 +299,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return result
 
-# %% ../nbs/47_cli.ipynb #8893b701
+# %% ../nbs/47_cli.ipynb #b64d4b8e
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -341,7 +342,12 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #58d2a840
+# %% ../nbs/47_cli.ipynb #e058cb4b
+def _decoded(val, size, workers):
+    "The validation images in memory, if they fit: what cannot be read is said before any work, and left out."
+    from rded.observer import fits_in_memory
+    return val.in_memory(size, workers) if val.x is None and fits_in_memory(val, size) else val
+
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."
     ours, theirs = list(made.classes), list(val.classes)
@@ -394,6 +400,7 @@ def train(args, progress):
     labels = _labels(args)
     made, val = _set(args.distilled, args.size, args.workers), datasets.load(args.val, 'val', args.download)
     _same_classes(made, val)
+    val = _decoded(val, made.size, args.workers)
     _fits(recipe, made, args.method_name)
     found = _observer(args, val, made.size, device) if args.observer else None
     _check(args, found, val)
@@ -414,11 +421,12 @@ def evaluate(args, progress):
     from rded.observer import match_columns
     device = models.pick_device(args.device)
     images, net = datasets.load(args.data, 'val', args.download), models.load(args.model, size=args.size, device=device)
+    images = _decoded(images, net.size, args.workers)
     result = measure(net, images, args.batch or 512, args.workers, device, match_columns(net, images), progress)
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #7fe2b309
+# %% ../nbs/47_cli.ipynb #4fe0f986
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -491,8 +499,9 @@ def bench(args, progress):
     if args.observer and not args.data: raise ValueError('--observer: give --data too, the images it knows')
     if args.data: datasets.load(args.data, 'train', args.download)
     if args.stage == 'gpu': models.pick_device('cuda')
-    stages = [args.stage] if args.stage else [s for s in BENCHES if s != 'gpu']
-    return bench.run(stages, args.out, args.data, args.observer, args.turns, log=lambda text: print(text, flush=True))
+    if args.entries and args.stage != 'scan': raise ValueError(f'--entries {args.entries}: it is for the stage scan')
+    stages, changes = [args.stage] if args.stage else [s for s in BENCHES if s not in ('gpu', 'scan')], {'entries': args.entries} if args.entries else {}
+    return bench.run(stages, args.out, args.data, args.observer, args.turns, log=lambda text: print(text, flush=True), **changes)
 
 def plan(args, progress):
     from rded.plan import Rates, Where, Work, cost, flops_of, measure
@@ -516,7 +525,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #cec67d2d
+# %% ../nbs/47_cli.ipynb #e506aac9
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -573,13 +582,13 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #086732c9
+# %% ../nbs/47_cli.ipynb #43d25996
 DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
-BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'gpu')     # bench's, without its imports
+BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan')     # bench's, without its imports
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
@@ -654,8 +663,9 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--tiny': dict(action='store_true', help='the same code on a few digits'), '--precision': PRECISION, '--note': NOTE,
         '--out': dict(default='runs/reproduce', help='folder of results, sets, observers and notebooks of all tables (runs/reproduce)')}),
     'bench': (bench, 'measure speed: the published way and ours in turn', {
-        'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)}; all but gpu unless told"),
+        'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)}; all but gpu and scan unless told"),
         '--data': dict(help='images of CIFAR-10, as DATA; made of two photographs unless told'), '--observer': dict(help='for them, Conv-3; random weights unless told'),
+        '--entries': dict(type=whole(8), metavar='N', help='for scan: images in the shards it makes (1000000, of about 3 kB each)'),
         '--turns': dict(type=whole(1), default=5, help='runs of each side that count (5)'), '--out': dict(required=True, help='folder of result files: bench-STAGE.json')}),
     'plan': (plan, 'reckon what a distillation will cost, from rates measured here', {
         '--images': dict(required=True, type=amount, metavar='N', help='of the training split, as 300e6'), '--classes': dict(required=True, type=amount, metavar='C'), '--ipc': dict(required=True, type=amount, metavar='K', help='images per class'),
@@ -691,7 +701,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #145edb2f
+# %% ../nbs/47_cli.ipynb #f3857c8d
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

@@ -7,10 +7,10 @@ __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'ALLOCATORS', 'GROWN', 'SID
            'OTHER_TABLES', 'STYLES', 'PAPER', 'SPARE', 'TOGETHER', 'BAD_HEAD', 'HEAD', 'check_result', 'read_results',
            'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell', 'cells', 'baseline',
            'escape', 'markdown', 'accuracy_row', 'size_text', 'cost_row', 'run_row', 'observer_rows', 'draw',
-           'speed_rows', 'draw_speed', 'plan_rows', 'draw_cost', 'damage_rows', 'malformed_rows', 'tables', 'figures',
-           'page', 'write_report']
+           'speed_rows', 'rank_rows', 'draw_speed', 'plan_rows', 'draw_cost', 'damage_rows', 'malformed_rows', 'tables',
+           'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #68bbffd3
+# %% ../nbs/42_report.ipynb #f5fcf857
 import csv, io, re, statistics, textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pathlib import Path
 from .files import KINDS, atomic_file, check_fields, printable, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #bcf98a6d
+# %% ../nbs/42_report.ipynb #fde29b22
 FIELDS = {  # a '?' allows null
     'format': 'text', 'recipe': 'text', 'dataset': 'text', 'split': 'text', 'n': 'positive', 'ipc': 'positive', 'method': 'text',
     'observer': 'object?', 'observer.name': 'text', 'observer.sha256': 'text?', 'observer.top1': 'percent?',
@@ -34,7 +34,7 @@ def check_result(result, file='result'):
     "The result itself; `ValueError` naming the file and the first field that is missing or not what it should be."
     return check_fields(result, FIELDS | MORE, file, 'a result of rded')
 
-# %% ../nbs/42_report.ipynb #0c4fd38f
+# %% ../nbs/42_report.ipynb #d2ae9005
 BENCH, PLAN, BAD = 'rded-bench-1', 'rded-plan-1', 'rded-bad-input-1'
 
 def read_results(folder):
@@ -52,7 +52,8 @@ def read_benches(folder):
     return [{**_check_bench(found, p), 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (BENCH,))]
 
 ALLOCATORS = ('as it stands', 'allocator tuned')
-GROWN = {'stage': 'text', 'growth?': 'object', 'growth.*': 'list', 'growth.*.*': 'object', 'growth.*.*.seconds': 'amount', 'growth.*.*.peak_memory_mb': 'amount'}
+GROWN = {'stage': 'text', 'ranks?': 'list', 'ranks.*': 'object', 'ranks.*.ranks': 'whole', 'ranks.*.threads': 'whole', 'ranks.*.median': 'amount', 'ranks.*.seconds': 'list', 'ranks.*.peak_memory_mb': 'list', 'ranks.*.peak_memory_mb.*': 'amount',
+         'growth?': 'object', 'growth.*': 'list', 'growth.*.*': 'object', 'growth.*.*.seconds': 'amount', 'growth.*.*.peak_memory_mb': 'amount'}
 SIDES = {'data': 'text', 'observer': 'text', **{field: kind for a in ALLOCATORS for field, kind in {a: 'object', f'{a}.*': 'object', f'{a}.ratios': 'object', f'{a}.ratios.*': 'amount'}.items()}}
 
 def _check_bench(found, file):
@@ -83,7 +84,7 @@ def read_plans(folder):
     "The predictions of cost among the results, by file name."
     return [{**found, 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (PLAN,))]
 
-# %% ../nbs/42_report.ipynb #ad64f052
+# %% ../nbs/42_report.ipynb #39d4e920
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -100,7 +101,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #87ef93a7
+# %% ../nbs/42_report.ipynb #44121e42
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -108,7 +109,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #ebf9476f
+# %% ../nbs/42_report.ipynb #acca8b59
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -162,7 +163,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #c4418d83
+# %% ../nbs/42_report.ipynb #d695a23c
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = printable(' '.join(str(text).split()))
@@ -182,7 +183,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #75aba647
+# %% ../nbs/42_report.ipynb #85ac27b1
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -192,7 +193,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #d4f8a9f6
+# %% ../nbs/42_report.ipynb #8a7bf8f1
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -229,7 +230,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #64796877
+# %% ../nbs/42_report.ipynb #ae608aab
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -287,7 +288,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #84ad4aa3
+# %% ../nbs/42_report.ipynb #f3ad1c78
 def speed_rows(benches):
     "One row a stage, allocator and side: medians of seconds, memory, and how many times as long the first side took."
     rows = []
@@ -298,6 +299,11 @@ def speed_rows(benches):
                       'first / this': sides['ratios'].get(side, 1.0), 'images': b['data'], 'observer': b['observer'], 'file': b['file']}
                      for side, r in sides.items() if side != 'ratios']
     return rows
+
+def rank_rows(benches):
+    "One row a number of ranks: medians of seconds, and the memory of the rank that took most."
+    return [{'ranks': r['ranks'], 'threads a rank': r['threads'], 'seconds': round(r['median'], 3), 'runs': len(r['seconds']), 'peak MiB a rank': round(max(r['peak_memory_mb'])),
+             'images': b['data'], 'observer': b['observer'], 'hardware': b.get('environment', {}).get('hardware'), 'file': b['file']} for b in benches for r in b.get('ranks', [])]
 
 def draw_speed(benches):
     "How many times as long the published way takes, a bar a stage and allocator; and growth, an axis a line."
@@ -323,7 +329,7 @@ def _speed_bars(ax, compared):
     ax.set(yticks=range(len(compared)), yticklabels=[b['stage'] for b in compared], xlabel='time of the published way / ours')
     ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-# %% ../nbs/42_report.ipynb #b51aae15
+# %% ../nbs/42_report.ipynb #b93e9429
 TOGETHER = {'start': ('start',), 'scan': ('scan',), 'check': ('check',), 'scoring': ('pick', 'draw', 'scoring', 'score again'), 'select': ('select',), 'stitch': ('stitch',), 'write': ('write',)}
 
 def plan_rows(plans):
@@ -353,7 +359,7 @@ def draw_cost(plans):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #59f30ead
+# %% ../nbs/42_report.ipynb #12229a50
 BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
 
@@ -368,7 +374,7 @@ def malformed_rows(bad):
     "One row a kind of file: how many were made malformed, commands run on them, and what they did."
     return [{'file': name, 'malformed files': c['files'], 'commands': c['tried'], 'refused': c['refused'], 'no matter': c['done'], 'crashed': c['crashed']} for name, c in bad['commands'].items()]
 
-# %% ../nbs/42_report.ipynb #2ac2b9c4
+# %% ../nbs/42_report.ipynb #492b0af3
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -425,12 +431,13 @@ def page(results, tables, figures):
     notes = dict.fromkeys((r['dataset'], str(r['note'])) for r in results if r.get('note'))
     said += ''.join(f'{escape(d)}: {escape(note)}\n\n' for d, note in notes)
     speed = f"\n## Speed\n\n![Time of the published way over ours, and growth](figures/speed.png)\n\n{markdown(tables['speed'])}" if tables.get('speed') else ''
+    if tables.get('ranks'): speed += f"\n## Ranks\n\nThe same distillation under torchrun. Ranks share the cores of one machine here: where those are fewer than the ranks, more ranks only cost more.\n\n{markdown(tables['ranks'])}"
     plans = f"\n## Plans\n\nWhat `rded plan` predicted from a run a tenth as large, and what was measured.\n\n{markdown(tables['plans'])}" if tables.get('plans') else ''
     if 'cost' in figures: plans += '\n![Predicted cost against images, classes, images a class and GPUs](figures/cost.png)\n'
     bad = f"\n## Bad input\n\n{BAD_HEAD}\n{markdown(tables['damaged-images'])}\n{markdown(tables['malformed-files'])}" if tables.get('damaged-images') else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + plans + bad + rest
 
-# %% ../nbs/42_report.ipynb #d5d97808
+# %% ../nbs/42_report.ipynb #3fc7605d
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
@@ -445,7 +452,8 @@ def write_report(
     _replaceable(out / 'README.md')
     made, drawn, benches = tables(found), figures(found), read_benches(results)
     with _made_from(benches):
-        if benches: made['speed'], drawn['speed'] = speed_rows(benches), ('speed', draw_speed(benches))
+        if timed := [b for b in benches if 'ranks' not in b]: made['speed'], drawn['speed'] = speed_rows(timed), ('speed', draw_speed(timed))
+        if rows := rank_rows(benches): made['ranks'] = rows
     plans = read_plans(results)
     with _made_from(plans):
         if rows := plan_rows(plans): made['plans'] = rows
