@@ -23,7 +23,7 @@ MAY = {
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
-    '__main__': 'cli', '_modidx': ''}
+    'damage': ' '.join(BASE + ['cli']), '__main__': 'cli', '_modidx': ''}
 LIGHT = ('files', 'ranks', 'recipes', 'report', 'cli')
 
 
