@@ -7,17 +7,17 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'SPARES', 'OBSERV
            'COMMON', 'COMPUTES', 'SPLIT', 'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings',
            'free_folder', 'free_file', 'observer', 'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export',
            'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report',
-           'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'main']
+           'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'heard', 'main']
 
-# %% ../nbs/47_cli.ipynb #37ea6003
-import argparse, errno, os, shlex, sys, time, warnings
+# %% ../nbs/47_cli.ipynb #bccd57fc
+import _thread, argparse, errno, os, shlex, signal, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from .files import printable
 
 from . import ranks
 
-# %% ../nbs/47_cli.ipynb #68f93609
+# %% ../nbs/47_cli.ipynb #196566a9
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -32,6 +32,7 @@ def _line(error):
         about = f'{error.filename}: ' if error.filename else ''
         return about + error.strerror.lower() + (f': {REMEDIES[error.errno]}' if error.errno in REMEDIES else '')
     text = ' '.join(str(error).split()) or 'no reason given'
+    if text.startswith('DataLoader worker'): return f'a process that decodes images was killed, most often for want of memory: use fewer --workers ({text[:80]})'
     if 'OutOfMemory' in type(error).__name__ or isinstance(error, MemoryError): return f'out of memory: use a smaller --batch ({text[:80]})'
     return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text} (RDED_DEBUG=1 shows where)'
 
@@ -40,7 +41,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #22e6740b
+# %% ../nbs/47_cli.ipynb #9b211e7e
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -58,7 +59,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #fa5ae0cd
+# %% ../nbs/47_cli.ipynb #fd033c25
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -68,7 +69,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #50ac8215
+# %% ../nbs/47_cli.ipynb #7886cdd2
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -89,7 +90,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #7ee4579d
+# %% ../nbs/47_cli.ipynb #34a4dd94
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(printable(title))
@@ -111,7 +112,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #8194f4a1
+# %% ../nbs/47_cli.ipynb #519c1683
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -164,7 +165,7 @@ def _presented(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return _described(made, path)
 
-# %% ../nbs/47_cli.ipynb #bf3d14e0
+# %% ../nbs/47_cli.ipynb #39be493b
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -268,7 +269,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #125349dd
+# %% ../nbs/47_cli.ipynb #10055400
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -299,7 +300,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return result
 
-# %% ../nbs/47_cli.ipynb #b64d4b8e
+# %% ../nbs/47_cli.ipynb #3fcd7662
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -342,7 +343,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #e058cb4b
+# %% ../nbs/47_cli.ipynb #5e72ddf8
 def _decoded(val, size, workers):
     "The validation images in memory, if they fit: what cannot be read is said before any work, and left out."
     from rded.observer import fits_in_memory
@@ -426,7 +427,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #4fe0f986
+# %% ../nbs/47_cli.ipynb #6ddc62d1
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -499,9 +500,17 @@ def bench(args, progress):
     if args.observer and not args.data: raise ValueError('--observer: give --data too, the images it knows')
     if args.data: datasets.load(args.data, 'train', args.download)
     if args.stage == 'gpu': models.pick_device('cuda')
+    if args.stage == 'faults': return _faults(args)
     if args.entries and args.stage != 'scan': raise ValueError(f'--entries {args.entries}: it is for the stage scan')
-    stages, changes = [args.stage] if args.stage else [s for s in BENCHES if s not in ('gpu', 'scan')], {'entries': args.entries} if args.entries else {}
+    stages, changes = [args.stage] if args.stage else [s for s in BENCHES if s not in ('gpu', 'scan', 'faults')], {'entries': args.entries} if args.entries else {}
     return bench.run(stages, args.out, args.data, args.observer, args.turns, log=lambda text: print(text, flush=True), **changes)
+
+def _faults(args):
+    from rded import faults
+    found = faults.measure(args.out, 4 * args.turns, log=lambda text: print(text, flush=True))
+    wrong = sum(r['wrong'] for r in found['rows'])
+    print(f"{Path(args.out, 'faults.json')}: {sum(r['tried'] for r in found['rows'])} tried, {wrong} went wrong")
+    return found
 
 def plan(args, progress):
     from rded.plan import Rates, Where, Work, cost, flops_of, measure
@@ -525,7 +534,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #e506aac9
+# %% ../nbs/47_cli.ipynb #d8b2acc1
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -582,13 +591,13 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #43d25996
+# %% ../nbs/47_cli.ipynb #c4c65c7b
 DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
-BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan')     # bench's, without its imports
+BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan', 'faults')     # bench's, without its imports
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
@@ -663,7 +672,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--tiny': dict(action='store_true', help='the same code on a few digits'), '--precision': PRECISION, '--note': NOTE,
         '--out': dict(default='runs/reproduce', help='folder of results, sets, observers and notebooks of all tables (runs/reproduce)')}),
     'bench': (bench, 'measure speed: the published way and ours in turn', {
-        'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)}; all but gpu and scan unless told"),
+        'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)}; all but gpu, scan and faults unless told"),
         '--data': dict(help='images of CIFAR-10, as DATA; made of two photographs unless told'), '--observer': dict(help='for them, Conv-3; random weights unless told'),
         '--entries': dict(type=whole(8), metavar='N', help='for scan: images in the shards it makes (1000000, of about 3 kB each)'),
         '--turns': dict(type=whole(1), default=5, help='runs of each side that count (5)'), '--out': dict(required=True, help='folder of result files: bench-STAGE.json')}),
@@ -701,7 +710,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #f3857c8d
+# %% ../nbs/47_cli.ipynb #036cceb0
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -736,8 +745,25 @@ def _write(file, result):
     from rded.files import write_json
     if file and not ranks.rank(): write_json(file, result)
 
+@contextmanager
+def heard():
+    "Within the block no Ctrl-C is lost: neither where a library makes an error of its own of it, nor in a place where nobody can catch it. Yields a list that tells of it."
+    told, hook, handler = [], sys.unraisablehook, signal.getsignal(signal.SIGINT)
+    def again(found): _thread.interrupt_main() if issubclass(found.exc_type, KeyboardInterrupt) else hook(found)
+    def interrupted(*_):
+        told.append(True)
+        raise KeyboardInterrupt
+    ours = threading.current_thread() is threading.main_thread() and handler is signal.default_int_handler
+    if ours: sys.unraisablehook, _ = again, signal.signal(signal.SIGINT, interrupted)
+    try: yield told
+    finally:
+        if ours: sys.unraisablehook, _ = hook, signal.signal(signal.SIGINT, handler)
+
 def main(argv=None):
     "The `rded` command; returns its exit status."
+    with heard() as interrupted: return _main(argv, interrupted)
+
+def _main(argv, interrupted):
     try:
         with ranks.started(), ranks.one_speaks(): _call(argv)
         return 0
@@ -748,5 +774,6 @@ def main(argv=None):
         return 1
     except (Exception, KeyboardInterrupt) as e:
         if os.environ.get('RDED_DEBUG'): raise
+        if interrupted: e = KeyboardInterrupt()
         print('rded: interrupted' if isinstance(e, KeyboardInterrupt) else f'rded: {line(e)}', file=sys.stderr)
         return status(e)

@@ -19,7 +19,7 @@ def test_the_command_says_what_it_cannot_measure(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_stages_of_the_command_are_the_stages_there_are(): assert set(cli.BENCHES) == {*bench.STAGES, 'growth', 'ranks', 'gpu', 'scan'}
+def test_the_stages_of_the_command_are_the_stages_there_are(): assert set(cli.BENCHES) == {*bench.STAGES, 'growth', 'ranks', 'gpu', 'scan', 'faults'}
 
 
 @pytest.fixture(scope='module')
