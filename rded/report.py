@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'ALLOCATORS', 'GROWN', 'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME', 'METHODS',
-           'OTHER_TABLES', 'STYLES', 'PAPER', 'SPARE', 'TOGETHER', 'BAD_HEAD', 'HEAD', 'check_result', 'read_results',
-           'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell', 'cells', 'baseline',
-           'escape', 'markdown', 'accuracy_row', 'size_text', 'cost_row', 'run_row', 'observer_rows', 'draw',
-           'speed_rows', 'rank_rows', 'draw_speed', 'plan_rows', 'draw_cost', 'damage_rows', 'malformed_rows', 'tables',
-           'figures', 'page', 'write_report']
+           'OTHER_TABLES', 'STYLES', 'PAPER', 'SPARE', 'WAYS', 'TOGETHER', 'BAD_HEAD', 'HEAD', 'check_result',
+           'read_results', 'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell',
+           'cells', 'baseline', 'escape', 'markdown', 'accuracy_row', 'size_text', 'cost_row', 'run_row',
+           'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows',
+           'draw_cost', 'damage_rows', 'malformed_rows', 'tables', 'figures', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #f5fcf857
+# %% ../nbs/42_report.ipynb #1095c374
 import csv, io, re, statistics, textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pathlib import Path
 from .files import KINDS, atomic_file, check_fields, printable, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #fde29b22
+# %% ../nbs/42_report.ipynb #c2f41797
 FIELDS = {  # a '?' allows null
     'format': 'text', 'recipe': 'text', 'dataset': 'text', 'split': 'text', 'n': 'positive', 'ipc': 'positive', 'method': 'text',
     'observer': 'object?', 'observer.name': 'text', 'observer.sha256': 'text?', 'observer.top1': 'percent?',
@@ -34,7 +34,7 @@ def check_result(result, file='result'):
     "The result itself; `ValueError` naming the file and the first field that is missing or not what it should be."
     return check_fields(result, FIELDS | MORE, file, 'a result of rded')
 
-# %% ../nbs/42_report.ipynb #d2ae9005
+# %% ../nbs/42_report.ipynb #f8736f6b
 BENCH, PLAN, BAD = 'rded-bench-1', 'rded-plan-1', 'rded-bad-input-1'
 
 def read_results(folder):
@@ -53,6 +53,7 @@ def read_benches(folder):
 
 ALLOCATORS = ('as it stands', 'allocator tuned')
 GROWN = {'stage': 'text', 'ranks?': 'list', 'ranks.*': 'object', 'ranks.*.ranks': 'whole', 'ranks.*.threads': 'whole', 'ranks.*.median': 'amount', 'ranks.*.seconds': 'list', 'ranks.*.peak_memory_mb': 'list', 'ranks.*.peak_memory_mb.*': 'amount',
+         'scan?': 'list', 'scan.*': 'object', 'scan.*.way': 'text', **{f'scan.*.{k}': 'positive' for k in ('images', 'shards', 'kept', 'classes')}, **{f'scan.*.{k}': 'amount' for k in ('seconds', 'cpu_seconds', 'before_mb', 'peak_memory_mb')},
          'growth?': 'object', 'growth.*': 'list', 'growth.*.*': 'object', 'growth.*.*.seconds': 'amount', 'growth.*.*.peak_memory_mb': 'amount'}
 SIDES = {'data': 'text', 'observer': 'text', **{field: kind for a in ALLOCATORS for field, kind in {a: 'object', f'{a}.*': 'object', f'{a}.ratios': 'object', f'{a}.ratios.*': 'amount'}.items()}}
 
@@ -84,7 +85,7 @@ def read_plans(folder):
     "The predictions of cost among the results, by file name."
     return [{**found, 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (PLAN,))]
 
-# %% ../nbs/42_report.ipynb #39d4e920
+# %% ../nbs/42_report.ipynb #c99da142
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -101,7 +102,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #44121e42
+# %% ../nbs/42_report.ipynb #040d1f7e
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -109,7 +110,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #acca8b59
+# %% ../nbs/42_report.ipynb #a7930700
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -163,7 +164,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #d695a23c
+# %% ../nbs/42_report.ipynb #f8207342
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = printable(' '.join(str(text).split()))
@@ -183,7 +184,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #85ac27b1
+# %% ../nbs/42_report.ipynb #3746237c
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -193,7 +194,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #8a7bf8f1
+# %% ../nbs/42_report.ipynb #51913e0d
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -230,7 +231,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #ae608aab
+# %% ../nbs/42_report.ipynb #4d951f30
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -288,7 +289,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #f3ad1c78
+# %% ../nbs/42_report.ipynb #13987780
 def speed_rows(benches):
     "One row a stage, allocator and side: medians of seconds, memory, and how many times as long the first side took."
     rows = []
@@ -329,7 +330,28 @@ def _speed_bars(ax, compared):
     ax.set(yticks=range(len(compared)), yticklabels=[b['stage'] for b in compared], xlabel='time of the published way / ours')
     ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-# %% ../nbs/42_report.ipynb #b93e9429
+# %% ../nbs/42_report.ipynb #45e6a7c1
+WAYS = {'draw': 'the draw alone', 'index': 'an index of all'}
+
+def scan_rows(benches):
+    "One row a scan: images seen and kept, seconds, millionths of a second of a core an image, and memory beyond what the process had before."
+    return [{'kept': WAYS.get(r['way'], r['way']), 'images': r['images'], 'shards': r['shards'], 'images kept': r['kept'], 'seconds': round(r['seconds'], 2), 'of a core': round(r['cpu_seconds'], 2), 'µs of a core an image': round(1e6 * r['cpu_seconds'] / r['images'], 1),
+             'peak MiB': round(r['peak_memory_mb']), 'of these by the scan': round(r['peak_memory_mb'] - r['before_mb'], 1), 'pictures': b.get('data'), 'file': b['file']} for b in benches for r in b.get('scan', [])]
+
+def draw_scan(benches):
+    "Seconds and memory of scans against images, a line a way."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), dpi=80, layout='constrained')
+    rows = [r for b in benches for r in b.get('scan', [])]
+    for way, style in zip(WAYS, ('o-', 's--')):
+        mine = sorted((r['images'] / 1e6, r['cpu_seconds'], r['peak_memory_mb'] - r['before_mb']) for r in rows if r['way'] == way)
+        for ax, k in zip(axes, (1, 2)): ax.plot([r[0] for r in mine], [r[k] for r in mine], style, ms=4, lw=1, label=WAYS[way])
+    for ax, label in zip(axes, ('seconds of a core', 'MiB that the scan took')):
+        ax.set(xlabel='million images in the shards', ylabel=label, xlim=(0, None), ylim=(0, None)), ax.legend(fontsize=7)
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/42_report.ipynb #72f028ca
 TOGETHER = {'start': ('start',), 'scan': ('scan',), 'check': ('check',), 'scoring': ('pick', 'draw', 'scoring', 'score again'), 'select': ('select',), 'stitch': ('stitch',), 'write': ('write',)}
 
 def plan_rows(plans):
@@ -355,11 +377,12 @@ def draw_cost(plans):
             points = p['growth'][axis]
             ax.plot([q['value'] for q in points], [q['seconds'] / 3600 for q in points], '--o' if points[-1]['basis'] == 'assumed' else '-o', ms=3, lw=1, label=p['name'])
         ax.set(xlabel=axis, xscale='log', yscale='log')
-    panels[0, 0].set_ylabel('predicted hours'), panels[0, 0].legend(fontsize=7)
+    panels[0, 0].set_ylabel('predicted hours')
+    fig.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc='outside upper left', frameon=False)
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #12229a50
+# %% ../nbs/42_report.ipynb #601e5958
 BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
 
@@ -374,7 +397,7 @@ def malformed_rows(bad):
     "One row a kind of file: how many were made malformed, commands run on them, and what they did."
     return [{'file': name, 'malformed files': c['files'], 'commands': c['tried'], 'refused': c['refused'], 'no matter': c['done'], 'crashed': c['crashed']} for name, c in bad['commands'].items()]
 
-# %% ../nbs/42_report.ipynb #492b0af3
+# %% ../nbs/42_report.ipynb #9a57e194
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -424,7 +447,7 @@ def figures(results):
 def page(results, tables, figures):
     "The report's README as Markdown."
     count = f"{len(results)} result file{'s' * (len(results) != 1)} in `results/`"
-    pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items() if name not in ('speed', 'cost'))
+    pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items() if name not in ('speed', 'cost', 'scans'))
     rest = ''.join(f'\n## {name.capitalize()}\n\n{markdown(tables[name])}' for name in ('cost', 'observers', 'runs'))
     sources = dict.fromkeys(r['published'].source for r in tables['accuracy'] if r['published'])
     said = f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else ''
@@ -432,12 +455,13 @@ def page(results, tables, figures):
     said += ''.join(f'{escape(d)}: {escape(note)}\n\n' for d, note in notes)
     speed = f"\n## Speed\n\n![Time of the published way over ours, and growth](figures/speed.png)\n\n{markdown(tables['speed'])}" if tables.get('speed') else ''
     if tables.get('ranks'): speed += f"\n## Ranks\n\nThe same distillation under torchrun. Ranks share the cores of one machine here: where those are fewer than the ranks, more ranks only cost more.\n\n{markdown(tables['ranks'])}"
-    plans = f"\n## Plans\n\nWhat `rded plan` predicted from a run a tenth as large, and what was measured.\n\n{markdown(tables['plans'])}" if tables.get('plans') else ''
+    if tables.get('scans'): speed += f"\n## Scans\n\nTar shards, scanned once, each scan in a process of its own. The draw keeps 300 images of each class and some spares; the files had just been written, so this is the time of the scan itself and not of a disk. Other work shared the cores: seconds of a core are what the scan itself computed.\n\n![Seconds and memory of scans against images](figures/scans.png)\n\n{markdown(tables['scans'])}"
+    plans = f"\n## Plans\n\nWhat `rded plan` predicted from a run a tenth as large, and what the larger run then took; the rates were measured while little else ran.\n\n{markdown(tables['plans'])}" if tables.get('plans') else ''
     if 'cost' in figures: plans += '\n![Predicted cost against images, classes, images a class and GPUs](figures/cost.png)\n'
     bad = f"\n## Bad input\n\n{BAD_HEAD}\n{markdown(tables['damaged-images'])}\n{markdown(tables['malformed-files'])}" if tables.get('damaged-images') else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + plans + bad + rest
 
-# %% ../nbs/42_report.ipynb #3fc7605d
+# %% ../nbs/42_report.ipynb #0375f7eb
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
@@ -452,8 +476,9 @@ def write_report(
     _replaceable(out / 'README.md')
     made, drawn, benches = tables(found), figures(found), read_benches(results)
     with _made_from(benches):
-        if timed := [b for b in benches if 'ranks' not in b]: made['speed'], drawn['speed'] = speed_rows(timed), ('speed', draw_speed(timed))
+        if timed := [b for b in benches if 'ranks' not in b and 'scan' not in b]: made['speed'], drawn['speed'] = speed_rows(timed), ('speed', draw_speed(timed))
         if rows := rank_rows(benches): made['ranks'] = rows
+        if rows := scan_rows(benches): made['scans'], drawn['scans'] = rows, ('scans', draw_scan(benches))
     plans = read_plans(results)
     with _made_from(plans):
         if rows := plan_rows(plans): made['plans'] = rows
