@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'Evidence', 'look']
 
-# %% ../nbs/16_evidence.ipynb #5bc533ac
+# %% ../nbs/16_evidence.ipynb #b594b43d
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from .models import last_linear
 from .mosaic import cell_size
 from .patches import place
 
-# %% ../nbs/16_evidence.ipynb #7fb173a5
+# %% ../nbs/16_evidence.ipynb #9f30fa23
 @dataclass(frozen=True, repr=False)
 class Evidence:
     "One row a box: what an observer's networks answer and the features they answer from."
@@ -39,7 +39,7 @@ def _both(observer, x):
     answers = [_answers(net, columns, x) for net, columns in zip(observer.nets, observer.columns)]
     return torch.cat([f for f, _ in answers], 1) / len(answers) ** 0.5, torch.stack([z for _, z in answers], 1)
 
-# %% ../nbs/16_evidence.ipynb #4a8ea758
+# %% ../nbs/16_evidence.ipynb #595b36a4
 CHUNK = 128  # boxes that pass through the observer at once
 
 def look(
@@ -67,4 +67,6 @@ def look(
             part = slice(start, start + CHUNK)
             x = torch.stack(list((pool.map if workers else map)(cut, index[part].tolist(), box[part].tolist()))).to(device)
             rows.append([answer.cpu() for answer in _both(observer, place(x, size, canvas, observer.mean))])
-    return Evidence(*map(torch.cat, zip(*rows)))
+    found = Evidence(*map(torch.cat, zip(*rows)))
+    if not found.logits.isfinite().all(): raise ValueError(f'observer {observer.name} answers with numbers that are not finite: it diverged, or its file is damaged: use another')
+    return found

@@ -8,7 +8,7 @@ __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom
            'weights_hash', 'get_observer', 'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess',
            'shuffles_test', 'order_evidence', 'check_class_order', 'readable', 'complaint']
 
-# %% ../nbs/05_observer.ipynb #c958d7ae
+# %% ../nbs/05_observer.ipynb #56faa356
 import copy
 import hashlib
 import re
@@ -23,7 +23,7 @@ from . import models
 from .datasets import ImageSet, draw_order
 from .files import sha256
 
-# %% ../nbs/05_observer.ipynb #f825493b
+# %% ../nbs/05_observer.ipynb #35fb58e4
 def shift_and_flip(
     x: torch.Tensor,             # uint8 [n, 3, S, S]
     generator: torch.Generator,
@@ -46,7 +46,7 @@ def reflect(positions, size):
     positions = positions.abs() % (2 * size - 2)
     return torch.minimum(positions, 2 * size - 2 - positions)
 
-# %% ../nbs/05_observer.ipynb #b1251777
+# %% ../nbs/05_observer.ipynb #8ad54a80
 def zoom_and_flip(
     x: torch.Tensor,             # uint8 [n, 3, H, H]
     size: int,                   # of the result
@@ -65,7 +65,7 @@ def zoom_and_flip(
     out = out.round().clamp(0, 255).byte() if out.is_floating_point() else out
     return torch.where((torch.rand(n, generator=generator) < 0.5).to(x.device)[:, None, None, None] & flip, out.flip(-1), out)
 
-# %% ../nbs/05_observer.ipynb #47620a3a
+# %% ../nbs/05_observer.ipynb #d12ea7bf
 def fits_in_memory(images, size, limit=8e9): return len(images) * 3 * size * size <= limit
 
 def learning_rate(
@@ -91,6 +91,7 @@ def train_observer(
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed).to(device)
     if training.images_per_class: images = images.subset([i for c in range(len(images.classes)) for i in draw_order(images, c, seed)[:training.images_per_class]])
     if images.x is None and fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
+    if val.x is None and fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
     optimizer = torch.optim.SGD(net.parameters(), training.lr, training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     epochs = range(training.epochs)
@@ -108,7 +109,7 @@ def stored_size(size, training):
     "Side at which training images wait: random-resized-crop wants more than it shows."
     return size // 7 * 8 if training.crop == 'resized' else size
 
-# %% ../nbs/05_observer.ipynb #a847ff32
+# %% ../nbs/05_observer.ipynb #a72ab217
 def train_epoch(net, images, optimizer, training, epoch, generator, device, workers) -> float:
     "One pass over the data in random order; the mean loss."
     net.train()
@@ -142,7 +143,7 @@ def accuracy(
     "Top-1 accuracy on whole images, in percent."
     return (models.predict(net, images, batch, workers, device, progress).argmax(1) == images.y).double().mean().item() * 100
 
-# %% ../nbs/05_observer.ipynb #3d592c51
+# %% ../nbs/05_observer.ipynb #5a63befc
 def plain(name: str) -> str:
     "A class name for comparison: lower case, letters and digits only."
     return re.sub(r'[^a-z0-9]', '', name.lower()) or name
@@ -169,7 +170,7 @@ def match_columns(
     raise ValueError(f'the observer {net.arch} does not know {len(missing)} of the {len(images.classes)} classes of {images.name} ({", ".join(missing[:4])}{", …" if len(missing) > 4 else ""}); '
                      f'it knows {net.num_classes}: {known}. Use an observer of these classes, or --no-check to go by position')
 
-# %% ../nbs/05_observer.ipynb #93bcac23
+# %% ../nbs/05_observer.ipynb #458fc333
 class Observer:
     "One or several frozen networks that answer for the classes of one data set, in its order."
     def __init__(self,
@@ -229,7 +230,7 @@ def weights_hash(nets) -> str:
             digest.update(key.encode()), digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/05_observer.ipynb #18b8c4c4
+# %% ../nbs/05_observer.ipynb #8ee6f6ff
 def get_observer(
     source,              # file or name, or several: a list, or separated by commas
     images: ImageSet = None,  # whose classes it shall answer for; its own where None
@@ -259,7 +260,7 @@ def file_hash(sources, nets):
     hashes = [sha256(s) if isinstance(s, (str, Path)) and Path(s).is_file() else weights_hash([net]) for s, net in zip(sources, nets)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
-# %% ../nbs/05_observer.ipynb #3afa1468
+# %% ../nbs/05_observer.ipynb #5370ad89
 SIGNIFICANCE = 1e-3  # of the sign test on halves
 EXCESS = 4.0         # standard deviations above shuffled labels
 KNOWS = 0.1          # of the way from chance to certainty, on images that did not choose the assignment
@@ -309,7 +310,7 @@ def order_evidence(
     return {'wrong': knows and (p < SIGNIFICANCE or deviations > EXCESS), 'p': p, 'excess': deviations, 'images': len(y), 'accuracy': 100 * correct / len(y),
             'near_chance': binomtest(correct, len(y), 1 / classes, alternative='greater').pvalue > 0.01, 'assignment': best_assignment(predicted, y, classes)}
 
-# %% ../nbs/05_observer.ipynb #77e6b171
+# %% ../nbs/05_observer.ipynb #a11b6521
 def check_class_order(
     observer: Observer,
     images: ImageSet,        # any split; up to `per_class` whole images of each class are looked at
@@ -322,7 +323,9 @@ def check_class_order(
     classes = len(images.classes)
     asked = per_class if classes <= 200 else max(4, 5000 // classes)
     sample = images.subset([i for c in range(classes) for i in readable(images, c, asked, seed)])
-    evidence = order_evidence(models.predict(observer, sample, batch, workers, observer.device).argmax(1), sample.y, classes)
+    answers = models.predict(observer, sample, batch, workers, observer.device)
+    if not answers.isfinite().all(): raise ValueError(f'the observer {observer.name} answers with numbers that are not finite: it diverged, or its file is damaged: use another')
+    evidence = order_evidence(answers.argmax(1), sample.y, classes)
     if evidence['wrong']: raise ValueError(complaint(observer, images, evidence))
     if evidence['near_chance']:
         warn(f'the observer {observer.name} is right on {evidence["accuracy"]:.1f} % of {evidence["images"]} images of {images.name}, which is near chance: fine if it is weak on purpose, wrong otherwise')

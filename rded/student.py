@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'make_optimizer', 'move_batchnorm', 'moving_average', 'History', 'parallel', 'together', 'share_of',
            'train_student', 'is_evaluated', 'views_and_targets', 'train_epoch', 'loss_of', 'step']
 
-# %% ../nbs/22_student.ipynb #931d2909
+# %% ../nbs/22_student.ipynb #9f5c7a9c
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from .labels import HardLabels, hard_loss, soft_loss
 from .models import pick_precision, reckoning
 from .views import apply_views, draw_epoch
 
-# %% ../nbs/22_student.ipynb #d54103ca
+# %% ../nbs/22_student.ipynb #5e2d7783
 def learning_rate(
     training,   # with lr, epochs, schedule, stretch, decay_from
     epoch: int  # from 0
@@ -32,7 +32,7 @@ def learning_rate(
     fall = min(1, (1 - epoch / training.epochs) / (1 - training.decay_from)) if training.decay_from < 1 else 1
     return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / (training.stretch * training.epochs))) * fall
 
-# %% ../nbs/22_student.ipynb #2bad3f9a
+# %% ../nbs/22_student.ipynb #5c1ce716
 def make_optimizer(
     net: nn.Module,
     training        # with optimizer, lr, betas, weight_decay, decay_vectors
@@ -44,7 +44,7 @@ def make_optimizer(
               {'params': [p for p in trained if p.ndim <= 1], 'weight_decay': training.weight_decay if training.decay_vectors else 0.0}]
     return torch.optim.AdamW([g for g in groups if g['params']], lr=training.lr, betas=training.betas, fused=True)
 
-# %% ../nbs/22_student.ipynb #e462c968
+# %% ../nbs/22_student.ipynb #9210a732
 def move_batchnorm(
     net: nn.Module,
     updates: int     # moves of the running statistics a step; the published code makes 2
@@ -53,7 +53,7 @@ def move_batchnorm(
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None: module.momentum = 1 - (1 - module.momentum) ** updates
 
-# %% ../nbs/22_student.ipynb #57fd6aff
+# %% ../nbs/22_student.ipynb #e9cf7728
 def moving_average(
     net,
     share: float   # of the former average that each step keeps, in [0, 1); 0: no average
@@ -62,7 +62,7 @@ def moving_average(
     if not share: return None
     return swa_utils.AveragedModel(net, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(share), use_buffers=True)
 
-# %% ../nbs/22_student.ipynb #2ea1a346
+# %% ../nbs/22_student.ipynb #12b9d69d
 @dataclass
 class History:
     "What a training run did: one row an epoch, and the totals."
@@ -90,7 +90,7 @@ class History:
         accuracy = f', {self.last["top1"]:.2f} % top-1' if self.last else ''
         return f'History: {len(self.rows)} epochs, {self.updates} updates, {self.images_seen} images seen, loss {self.rows[-1]["loss"]:.4f}{accuracy}' if self.rows else 'History: nothing yet'
 
-# %% ../nbs/22_student.ipynb #daee2b5f
+# %% ../nbs/22_student.ipynb #3707b22b
 def parallel(net, device):
     "The network as all ranks train it; itself where there is one rank."
     if ranks.world() == 1: return net
@@ -112,7 +112,7 @@ def share_of(views):
     rows, partner = (torch.cat([own, views.partner[own]]), torch.arange(m, 2 * m).repeat(2)) if mixed else (own, torch.arange(m))
     return rows, replace(views, order=views.order[rows], box=views.box[rows], flip=views.flip[rows], partner=partner), m, ranks.world() * m / n
 
-# %% ../nbs/22_student.ipynb #a718ae29
+# %% ../nbs/22_student.ipynb #9edb9095
 def train_student(
     net,                     # models.Network with random weights; it is trained in place
     distilled,               # with .x uint8 [n, 3, S, S], .y LongTensor [n], .factor
@@ -158,7 +158,7 @@ def is_evaluated(epoch, training) -> bool:
     done = epoch + 1
     return done == training.epochs or (done > training.evaluate_from * training.epochs and done % training.evaluate_every == 0)
 
-# %% ../nbs/22_student.ipynb #00cd4585
+# %% ../nbs/22_student.ipynb #165792bf
 def views_and_targets(n, size, factor, labels, training, seed, epoch):
     "(indices, views, target) of every batch; the target is None where `labels` answers to the view itself."
     if hasattr(labels, 'epoch'): return labels.epoch(epoch)
@@ -180,6 +180,7 @@ def train_epoch(net, x, y, factor, labels, training, optimizer, epoch, seed, his
         updates, images = updates + 1, images + len(indices)
     history.updates, history.images_seen = history.updates + updates, history.images_seen + images
     loss = torch.stack(ranks.gathered((total / updates)[None])).mean().item()
+    if not math.isfinite(loss) and (why := getattr(labels, 'complaint', lambda: None)()): raise ValueError(why)
     if not math.isfinite(loss): raise ValueError(f'the student diverged in epoch {epoch + 1} (loss {loss}): use a smaller learning rate than {training.lr}')
     return {'epoch': epoch + 1, 'lr': learning_rate(training, epoch), 'loss': loss}
 

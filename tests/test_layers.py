@@ -22,8 +22,8 @@ MAY = {
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled mosaic patches',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
-    **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
-    'damage': ' '.join(BASE + ['cli']), '__main__': 'cli', '_modidx': ''}
+    **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan', 'faults']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
+    'damage': ' '.join(BASE + ['cli']), 'faults': 'files datasets images pipeline cli', '__main__': 'cli', '_modidx': ''}
 LIGHT = ('files', 'ranks', 'recipes', 'report', 'cli')
 
 
