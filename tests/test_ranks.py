@@ -1,6 +1,7 @@
 """One rank, two and four distil the same bytes, killed or not; they train one student; and when one fails, one line says why."""
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from rded import cli, datasets, files, models, ranks
+from rded import cli, datasets, files, models, observer, ranks, score
 
 ENOUGH = 120  # seconds; every one of these commands is done in ten on an idle machine
 
@@ -50,10 +51,14 @@ def written(folder):
     return found
 
 
-def torchrun(count, *what, restarts=0):
-    "A command under torchrun: (status, what it printed, lines of ours on stderr)."
-    process = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={count}', f'--max-restarts={restarts}', *what],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+def started(count, *what, restarts=0, meet=('--standalone',)):
+    "A torchrun that is at work."
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', *meet, f'--nproc-per-node={count}', f'--max-restarts={restarts}', *what],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def ended(process):
+    "(status, what it printed, lines of ours on stderr) of a torchrun."
     try: told, said = process.communicate(timeout=ENOUGH)
     except subprocess.TimeoutExpired:
         process.terminate()  # it then ends its ranks
@@ -61,16 +66,35 @@ def torchrun(count, *what, restarts=0):
     return process.returncode, told, [line for line in said.splitlines() if line.startswith('rded: ') or 'Error' in line and 'ChildFailedError' not in line]
 
 
-@pytest.mark.parametrize('count, how', [(1, ()), (2, ('--batch', '7', '--workers', '0')), (4, ('--batch', '5000', '--workers', '3'))])
-def test_any_number_of_ranks_makes_the_same_set(place, alone, count, how):
-    out = f'of-{count}'
-    status, told, said = torchrun(count, '-m', 'rded', *distil(place, out, *how, '--json', str(place / f'{out}.json')))
-    assert status == 0, said
+def torchrun(count, *what, restarts=0): return ended(started(count, *what, restarts=restarts))
+
+
+def same(place, out, alone, told, said, count):
+    "Whether a set is the one that was made alone; rank 0 alone spoke."
     assert written(place / out) == alone
     assert told.count('opens with') == 1 and sum('cannot be read' in line for line in said) == 3
     assert json.loads((place / f'{out}.json').read_text())['images'] == 20
     where = json.loads((place / out / 'rded.json').read_text())['environment']
     assert where.get('ranks', 1) == count and not (place / f'.{out}-scores').exists()
+
+
+@pytest.mark.parametrize('count, how', [(1, ()), (2, ('--batch', '7', '--workers', '0'))])
+def test_any_number_of_ranks_makes_the_same_set(place, alone, count, how):
+    out = f'of-{count}'
+    status, told, said = torchrun(count, '-m', 'rded', *distil(place, out, *how, '--json', str(place / f'{out}.json')))
+    assert status == 0, said
+    same(place, out, alone, told, said, count)
+
+
+def test_so_do_four_ranks_on_two_nodes(place, alone):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    meet = ('--nnodes=2', '--rdzv-backend=c10d', '--rdzv-id=two', f'--rdzv-endpoint=127.0.0.1:{port}', '--local-addr=127.0.0.1')
+    nodes = [started(2, '-m', 'rded', *distil(place, 'of-4', '--batch', '5000', '--workers', '3', '--json', str(place / 'of-4.json')), meet=meet) for _ in range(2)]
+    (first, told, said), (second, more, errors) = map(ended, nodes)
+    assert first == second == 0, said + errors
+    same(place, 'of-4', alone, told + more, said + errors, 4)
 
 
 def script(place, name, body, end='sys.exit(cli.main())'):
@@ -168,30 +192,34 @@ def trained(kind):
 """
 
 
-def test_two_ranks_train_the_student_that_one_trains(place):
+@pytest.fixture(scope='module')
+def by_two_ranks(place, alone):
+    "(path of what two ranks trained without BatchNorm, what the `train` command printed) from one torchrun."
     path = script(place, 'students', STUDENTS, textwrap.dedent("""
         with ranks.started():
             found = {kind: trained(kind) for kind in ('live', 'hard', 'fixed')}
             if not ranks.rank(): torch.save({k: (w, torch.tensor(loss)) for k, (w, loss) in found.items()}, __file__ + '.pt')
-        """))
-    status, _, said = torchrun(2, path)
+        sys.exit(cli.main())"""))
+    argv = ['train', '--distilled', str(place / 'alone'), '--observer', str(place / 'eyes.safetensors'), '--no-check', '--student', 'conv3', '--val', str(place / 'data'),
+            '--epochs', '2', '--batch-size', '10', '--device', 'cpu', '--out', str(place / 'student.safetensors'), '--json', str(place / 'student.json')]
+    status, told, said = torchrun(2, path, *argv)
     assert status == 0, said
+    return path + '.pt', told
+
+
+def test_two_ranks_train_the_student_that_one_trains(by_two_ranks):
     here = {}
     exec(compile('import torch\n' + STUDENTS, 'students', 'exec'), here)
-    for kind, (weights, loss) in torch.load(path + '.pt', weights_only=True).items():
+    for kind, (weights, loss) in torch.load(by_two_ranks[0], weights_only=True).items():
         expected, expected_loss = here['trained'](kind)
         assert torch.allclose(weights, expected, atol=2e-5) and abs(loss.item() - expected_loss) < 1e-5, kind
         assert not torch.allclose(weights, torch.cat([p.detach().flatten() for p in here['plain']().parameters()]), atol=1e-3)
 
 
-def test_train_and_its_result(place, alone):
-    argv = ['train', '--distilled', str(place / 'alone'), '--observer', str(place / 'eyes.safetensors'), '--no-check', '--student', 'conv3', '--val', str(place / 'data'),
-            '--epochs', '2', '--batch-size', '10', '--device', 'cpu', '--out', str(place / 'student.safetensors'), '--json', str(place / 'student.json')]
-    status, told, said = torchrun(2, '-m', 'rded', *argv)
-    assert status == 0, said
+def test_the_command_trains_with_all_ranks_and_says_so(place, by_two_ranks):
     result = files.read_json(place / 'student.json')
     assert (result['environment']['ranks'], result['environment']['batchnorm']) == (2, 'rank by rank')
-    assert (result['updates'], result['images_seen'], result['n']) == (4, 40, 40) and told.count('top-1, top-5') == 1
+    assert (result['updates'], result['images_seen'], result['n']) == (4, 40, 40) and by_two_ranks[1].count('top-1, top-5') == 1
     assert models.load(str(place / 'student.safetensors')).info['top1'] == result['top1']
 
 
@@ -201,3 +229,28 @@ def test_real_images_too(tmp_path, cifar10_root):
     assert cli.main([*argv, str(tmp_path / 'alone')]) == 0
     status, _, said = torchrun(2, '-m', 'rded', *argv, str(tmp_path / 'of-2'))
     assert status == 0 and written(tmp_path / 'of-2') == written(tmp_path / 'alone'), said
+
+
+def scored(place, keep, eyes=None, **how):
+    images = datasets.load(place / 'data', 'train')
+    return score.score_images(images, observer.get_observer(eyes or str(place / 'eyes.safetensors'), images), size=16, preselect=24, keep=keep, **how)
+
+
+def test_where_nothing_can_be_put_aside_work_goes_on(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, 'EVERY', 0.0)
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.warns(UserWarning, match='cannot be put aside, so a run that is stopped would begin anew'): found = scored(place, tmp_path / 'file' / 'scores')
+    assert torch.equal(found.scores, scored(place, None).scores)
+
+
+def test_what_others_put_aside_is_not_taken(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, 'EVERY', 0.0)
+    expected = scored(place, tmp_path / 'scores')
+    files_of = lambda: {p.name: p.read_bytes() for p in (tmp_path / 'scores').iterdir()}
+    kept = files_of()
+    assert kept and torch.equal(scored(place, tmp_path / 'scores').scores, expected.scores) and files_of() == kept
+    torn = next((tmp_path / 'scores').iterdir())
+    torn.write_bytes(torn.read_bytes()[:-20])
+    assert torch.equal(scored(place, tmp_path / 'scores').scores, expected.scores)
+    other = models.build('conv3', 10, 16, [str(c) for c in range(10)], seed=1)
+    assert torch.equal(scored(place, tmp_path / 'scores', other).scores, scored(place, None, other).scores) and not set(files_of()) & set(kept)
