@@ -13,7 +13,7 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'SCAN', 'photographs',
            'scoring_at_scale', 'training_at_scale', 'gpu', 'header_of', 'padded', 'write_shards', 'some_pictures',
            'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'growth', 'spoken']
 
-# %% ../nbs/45_bench.ipynb #c0a3dc79
+# %% ../nbs/45_bench.ipynb #4f095662
 import json
 import os
 import shutil
@@ -45,7 +45,7 @@ from .patches import place
 from .report import BENCH
 from .views import draw_views
 
-# %% ../nbs/45_bench.ipynb #72af9761
+# %% ../nbs/45_bench.ipynb #0c099742
 def photographs():
     "scikit-learn's two photographs, as Pillow images."
     from PIL import Image
@@ -79,7 +79,7 @@ def make_folder(root, classes, images, width, height, kilobytes=None, seed=0):
     if not Path(root, 'val').exists(): Path(root, 'val').symlink_to('train', target_is_directory=True)
     return Path(root)
 
-# %% ../nbs/45_bench.ipynb #e9643430
+# %% ../nbs/45_bench.ipynb #056bdd9b
 class CropFiles(Dataset):
     "K random crops of each file of a class, normalised."
     def __init__(self, files, crops, size):
@@ -139,7 +139,7 @@ def published_epoch(teacher, net, loader, optimizer, temperature):
         losses.append(loss.item())
     return statistics.fmean(losses)
 
-# %% ../nbs/45_bench.ipynb #0542ead1
+# %% ../nbs/45_bench.ipynb #b233c494
 class WholeFiles(Dataset):
     "Whole images and labels, shifted and flipped where they are for training, normalised."
     def __init__(self, images, root, train):
@@ -165,7 +165,7 @@ def published_accuracy(net, loader):
     "Percent of images recognised."
     return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
 
-# %% ../nbs/45_bench.ipynb #f159f858
+# %% ../nbs/45_bench.ipynb #c4b2f7f2
 def scaled_observer(arch, images, size, factor=1, spread=4.0):
     "An observer with random weights whose last layer is scaled until its answers to patches differ as much as a trained network's: enough for timing."
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
@@ -205,7 +205,7 @@ def training_set(job):
     training = recipes.paper_training(job['student'], job['ipc'], len(images.classes), None, len(rows))
     return made, the_eyes(job, images), training
 
-# %% ../nbs/45_bench.ipynb #22810a89
+# %% ../nbs/45_bench.ipynb #cd99ae5f
 def some_images(job, split='train'):
     "As many images of every class as the job has."
     images = datasets.load(job['data'], split)
@@ -224,7 +224,7 @@ def published_evaluation(job):
     net = models.build(job['student'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).eval()
     return lambda: published_accuracy(net, loader) and None
 
-# %% ../nbs/45_bench.ipynb #2c361d13
+# %% ../nbs/45_bench.ipynb #81e6b0f7
 def subset_of_classes(images, classes):
     "The images of the first classes, with those classes alone."
     some = images.subset([i for c in range(classes) for i in images.of_class(c).tolist()])
@@ -277,7 +277,7 @@ def recipe_of(job, images):
     base = recipes.get('digits-conv3-ipc10')
     return replace(base, name='bench', classes=len(images.classes), size=job['size'], ipc=job['ipc'], factor=job['factor'], preselect=job['images'], crops=job['crops'])
 
-# %% ../nbs/45_bench.ipynb #40629345
+# %% ../nbs/45_bench.ipynb #426d23d7
 def forward_alone(job):
     "The observer on as many crops as the job has, and nothing else."
     images = datasets.load(job['data'], 'train')
@@ -318,7 +318,7 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
         times.append(time.perf_counter() - start)
     return 2 * side ** 3 / min(times)
 
-# %% ../nbs/45_bench.ipynb #950f9b0a
+# %% ../nbs/45_bench.ipynb #ab901607
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
          'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
          'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
@@ -382,7 +382,7 @@ def in_turn(
     first = results[sides[0]]['median']
     return {**results, 'ratios': {side: round(first / results[side]['median'], 3) for side in sides[1:]}}
 
-# %% ../nbs/45_bench.ipynb #737a56f3
+# %% ../nbs/45_bench.ipynb #394f0d56
 CIFAR = dict(arch='conv3', student='conv3', size=32, factor=1, classes=2, images=300, crops=5, ipc=10, precision='auto', device='cpu')
 LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=40, crops=5, ipc=1, precision='auto', device='cpu')
 STAGES = {
@@ -428,7 +428,7 @@ def command_time(job, turns=3):
             seconds.append(time.perf_counter() - start)
     return {'seconds': [round(s, 3) for s in seconds], 'median': statistics.median(seconds)}
 
-# %% ../nbs/45_bench.ipynb #397e9aa5
+# %% ../nbs/45_bench.ipynb #2578ea29
 GROWTH = {'images': [75, 150, 300, 600], 'classes': [2, 4, 8, 16], 'ipc': [5, 10, 20, 40], 'crops': [2, 4, 8, 16], 'resolution': [16, 32, 64, 128]}
 
 def reset_peak() -> bool:
@@ -457,7 +457,7 @@ def grow(axis, values, folder, repeats=3):
         rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': round(resident_peak(), 1) if known else None})
     return rows
 
-# %% ../nbs/45_bench.ipynb #d62f284a
+# %% ../nbs/45_bench.ipynb #c23c70f4
 def rank_side(job, turns):
     "One rank of `with_ranks`: rank 0 prints the seconds of every turn, and each rank's peak memory."
     with ranks.started():
@@ -483,7 +483,7 @@ def with_ranks(job, count, turns=3):
     told = json.loads(made.stdout.splitlines()[-1])
     return {'ranks': count, 'median': statistics.median(told['seconds']), **told}
 
-# %% ../nbs/45_bench.ipynb #8f453190
+# %% ../nbs/45_bench.ipynb #d3c7c705
 def _some_jpegs(task):
     folder, first, count, quality, seed = task
     photos, rng = photographs(), np.random.default_rng(seed)
@@ -557,7 +557,7 @@ def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, **shape)
     found = {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
     return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
 
-# %% ../nbs/45_bench.ipynb #dd205c8c
+# %% ../nbs/45_bench.ipynb #b6f04462
 def header_of(ending, size, digits=9):
     "A function: number → the tar header of the file NUMBER.ending of so many bytes."
     info = tarfile.TarInfo('0' * digits + f'.{ending}')
@@ -597,17 +597,17 @@ import json, sys, time
 from rded import datasets, shards
 folder, preselect = sys.argv[1], int(sys.argv[2])
 memory = lambda key: round(int(next(line for line in open('/proc/self/status') if line.startswith(key)).split()[1]) / 1024, 1)
-before, start = memory('VmRSS'), time.perf_counter()
+before, start, cpu = memory('VmRSS'), time.perf_counter(), time.process_time()
 images = datasets.load(folder, drawn=(0, preselect) if preselect else None)
-seconds = round(time.perf_counter() - start, 3)
-print(json.dumps({'images': sum(images.scan.counts), 'kept': len(images), 'classes': len(images.classes), 'seconds': seconds, 'before_mb': before, 'peak_memory_mb': memory('VmHWM')}))
+seconds, cpu = round(time.perf_counter() - start, 3), round(time.process_time() - cpu, 3)
+print(json.dumps({'images': sum(images.scan.counts), 'kept': len(images), 'classes': len(images.classes), 'seconds': seconds, 'cpu_seconds': cpu, 'before_mb': before, 'peak_memory_mb': memory('VmHWM')}))
 """
 
 def scan_alone(folder, preselect):
     "What a scan takes in a process of its own, which has loaded no more than it needs; all images are indexed where nothing is drawn."
     return json.loads(subprocess.run([sys.executable, '-c', SCAN, str(folder), str(preselect)], check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-# %% ../nbs/45_bench.ipynb #340f2bb2
+# %% ../nbs/45_bench.ipynb #652879fd
 def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, distinct=20_000, log=print):
     "Seconds and memory of draws from an eighth, a quarter, half and all of so many images in shards; of an index of an eighth and a quarter."
     pictures, every = some_pictures(data, distinct), Path(folder, 'all')
@@ -623,10 +623,10 @@ def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, disti
         for name in names[:len(names) // share]: os.link(every / name, part / name)
         for way, kept in (('draw', preselect), ('index', 0))[:2 if share > 2 else 1]:
             rows.append({'way': way, 'shards': len(names) // share, **scan_alone(part, kept)})
-            log(f"{way:5} of {rows[-1]['images']:9,} images in {rows[-1]['shards']} shards: {rows[-1]['seconds']:.1f} s, {rows[-1]['peak_memory_mb']:.0f} MiB, of which {rows[-1]['before_mb']:.0f} before")
+            log(f"{way:5} of {rows[-1]['images']:9,} images in {rows[-1]['shards']} shards: {rows[-1]['seconds']:.1f} s ({rows[-1]['cpu_seconds']:.1f} s of a core), {rows[-1]['peak_memory_mb']:.0f} MiB, of which {rows[-1]['before_mb']:.0f} before")
     return {'scan': rows, 'bytes': size, 'distinct': len(pictures), 'preselect': preselect, 'data': 'real' if data else 'photographs'}
 
-# %% ../nbs/45_bench.ipynb #fc39a941
+# %% ../nbs/45_bench.ipynb #3832826a
 def run(
     stages=(*STAGES, 'growth', 'ranks'),
     out='out/bench',       # folder: bench-STAGE.json
