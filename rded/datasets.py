@@ -6,7 +6,7 @@
 __all__ = ['EXTENSIONS', 'TARS', 'SPLITS', 'TABLE', 'TORCHVISION', 'Files', 'Numbered', 'Scan', 'ImageSet', 'load_folder',
            'sharded', 'imagenet_names', 'data_home', 'load', 'draw_order']
 
-# %% ../nbs/02_datasets.ipynb #c818ed83
+# %% ../nbs/02_datasets.ipynb #0340fa51
 import contextlib, difflib, importlib, inspect, os, re, sys, warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .files import digest64, hash64
+from .files import digest64, hash64, printable
 from .images import naming, read_image, show_images, to_image, to_rgb, to_tensor, whole
 
-# %% ../nbs/02_datasets.ipynb #e04ef384
+# %% ../nbs/02_datasets.ipynb #1448023a
 class Files:
     "Reads images that are files: a source is a path relative to `root`, with forward slashes."
     def __init__(self, root): self.root = root
@@ -40,7 +40,7 @@ class Numbered:
         img = self.image(source)
         return digest64(f'{img.height}x{img.width}:'.encode() + img.tobytes())
 
-# %% ../nbs/02_datasets.ipynb #72885712
+# %% ../nbs/02_datasets.ipynb #a7b25a98
 def _map(function, items, workers):
     "Results in order, from a pool of `workers` threads (Pillow decodes outside Python's lock), a thousand items at a time."
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -53,7 +53,7 @@ def _rows(indices, n):
     indices = torch.as_tensor(indices)
     return torch.arange(n)[indices].tolist() if indices.numel() else []
 
-# %% ../nbs/02_datasets.ipynb #e5e30433
+# %% ../nbs/02_datasets.ipynb #10c99ca2
 @dataclass(frozen=True)
 class Scan:
     "What was seen where images were read off in passing, and which of them were kept."
@@ -76,7 +76,7 @@ class Scan:
         self.check(0, seed)
         return order[:self.preselect + self.spares]
 
-# %% ../nbs/02_datasets.ipynb #e1ba0a19
+# %% ../nbs/02_datasets.ipynb #7ca2e46c
 class ImageSet(Sequence):
     "Labelled images in class order, decoded when asked for; `x` holds them where they are in memory."
     def __init__(
@@ -214,7 +214,7 @@ class ImageSet(Sequence):
     def _facts(self, samples):
         counts, names = self.counts(), self.names
         each = f'{min(counts)} to {max(counts)}' if min(counts) < max(counts) else f'{counts[0]}'
-        listed = ', '.join(names) if len(names) <= 10 else f'{", ".join(names[:8])} and {len(names) - 8} more'
+        listed = printable(', '.join(names) if len(names) <= 10 else f'{", ".join(names[:8])} and {len(names) - 8} more')
         left_out = [f'{len(self.broken)} broken images left out'] if self.broken else []
         if self.scan and self.scan.seeds is not None: left_out.append(f'drawn from {sum(self.scan.counts):,} for seed {", ".join(map(str, self.scan.seeds))}')
         return '\n'.join([f'{self.name} ({self.split})', f'{len(names)} classes: {listed}',
@@ -232,7 +232,7 @@ class ImageSet(Sequence):
         self.show().savefig(page, dpi=70, bbox_inches='tight')
         return page.getvalue()
 
-# %% ../nbs/02_datasets.ipynb #c9a84755
+# %% ../nbs/02_datasets.ipynb #7a17c997
 def _every_fifth(y, split):
     "Rows of a split where there is no official one: every fifth image of each class is 'val'."
     y, held = np.asarray(y), np.zeros(len(y), bool)
@@ -259,7 +259,7 @@ def _digits(split):
     x = torch.from_numpy(np.stack(large))[:, None].repeat(1, 3, 1, 1)
     return _numbered('digits', split, '0123456789', data.target, _every_fifth(data.target, split), lambda i: to_image(x[i]), x)
 
-# %% ../nbs/02_datasets.ipynb #cb408bd2
+# %% ../nbs/02_datasets.ipynb #5967911a
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # those of torchvision's ImageFolder
 
 class _Tree:
@@ -293,6 +293,13 @@ class _Tree:
             if entry.is_dir(): yield from self._walk(entry.path, (*above, here))
             elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file(): yield entry.path
 
+    def lines(self, *parts):
+        "The lines of a text file; none where there is no such file, or a link that leads out."
+        path = self.path(*parts)
+        inside = self.links or os.path.join(os.path.realpath(path), '').startswith(os.path.join(self.root, ''))
+        if not (os.path.isfile(path) and inside): return []
+        with open(path, encoding='utf-8', errors='replace') as file: return list(file)
+
     def found(self, *parts):
         "What stands in root/parts, for an error."
         names = sorted(os.listdir(self.path(*parts)))
@@ -304,7 +311,7 @@ class _Tree:
         if self.refused: warnings.warn(f'{self.root}: links that lead out of it are not followed ({len(self.refused)}, such as '
                                        f'{os.path.relpath(self.refused[0], self.root)}); links=True follows them', stacklevel=4)
 
-# %% ../nbs/02_datasets.ipynb #34acff37
+# %% ../nbs/02_datasets.ipynb #2ba02a9e
 def _assemble(
     tree, split,
     classes,    # keys in order
@@ -339,7 +346,7 @@ def load_folder(
     classes = _classes_in(tree, part)
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes])
 
-# %% ../nbs/02_datasets.ipynb #071aa1e9
+# %% ../nbs/02_datasets.ipynb #9346e901
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.xz')
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'test')}  # what the shards of a split are called
 
@@ -373,14 +380,12 @@ def _load_split(tree, split):
     part = _split_folder(tree, split)
     classes = _classes_in(tree, part)
     if split == 'val' and 'train' in tree.folders() and not sharded(tree.root, 'train'): _check_same(classes, _classes_in(tree, 'train'), f'{part}/')
-    return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree.root))
+    return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree))
 
-# %% ../nbs/02_datasets.ipynb #2efd7fcd
-def _words(root):
+# %% ../nbs/02_datasets.ipynb #34e5e235
+def _words(tree):
     "WordNet id → its first name, from the `words.txt` of tiny-imagenet; empty where there is none."
-    path = os.path.join(root, 'words.txt')
-    if not os.path.isfile(path): return {}
-    with open(path, encoding='utf-8') as file: rows = [line.rstrip('\n').split('\t') for line in file]
+    rows = [line.rstrip('\n').split('\t') for line in tree.lines('words.txt')]
     return {row[0]: row[1].split(',')[0] for row in rows if len(row) > 1}
 
 TABLE = os.path.join('val', 'val_annotations.txt')
@@ -388,16 +393,18 @@ TABLE = os.path.join('val', 'val_annotations.txt')
 def _load_tiny_val(tree):
     "The validation split of tiny-imagenet-200 as it is downloaded: one folder of images and a table of their classes."
     classes = _classes_in(tree, 'train')
-    with open(os.path.join(tree.root, TABLE), encoding='utf-8') as file: table = dict(line.split()[:2] for line in file if line.strip())
+    rows = [line.split() for line in tree.lines(TABLE) if line.strip()]
+    if any(len(row) < 2 for row in rows): raise ValueError(f'{tree.root}: {TABLE} has a line without a class: fetch it again')
+    table = dict(row[:2] for row in rows)
     _check_same(table.values(), classes, TABLE)
     files = {key: [] for key in classes}
     for path in tree.files('val', 'images'):
         key = table.get(os.path.basename(path))
         if key is None: raise ValueError(f'{path} is not in {TABLE}: remove it or add its line')
         files[key].append(path)
-    return _assemble(tree, 'val', classes, files.values(), _words(tree.root))
+    return _assemble(tree, 'val', classes, files.values(), _words(tree))
 
-# %% ../nbs/02_datasets.ipynb #7f0f4953
+# %% ../nbs/02_datasets.ipynb #cd0b5caf
 @cache
 def imagenet_names():
     "WordNet id → the first of its English names, for ImageNet's 21,841 classes."
@@ -405,7 +412,7 @@ def imagenet_names():
     info = ImageNetInfo('imagenet-22k')
     return {wnid: info.label_name_to_description(wnid).split(',')[0] for wnid in info.label_names()}
 
-# %% ../nbs/02_datasets.ipynb #b128edef
+# %% ../nbs/02_datasets.ipynb #ba85b675
 TORCHVISION = {  # name: arguments for train, arguments for val; the same twice: every fifth image of each class is val
     'CIFAR10': (dict(train=True), dict(train=False)),
     'CIFAR100': (dict(train=True), dict(train=False)),
@@ -431,7 +438,7 @@ def data_home():
     "Where torchvision's data sets lie: the environment's RDED_DATA_HOME, or ~/.cache/rded."
     return os.path.expanduser(os.environ.get('RDED_DATA_HOME') or os.path.join('~', '.cache', 'rded'))
 
-# %% ../nbs/02_datasets.ipynb #5bda7870
+# %% ../nbs/02_datasets.ipynb #9d870bd9
 def _labels(made):
     "The labels of a torchvision data set, without decoding an image."
     for field in ('targets', 'labels', '_labels'):
@@ -452,7 +459,7 @@ def _pixels(made):
     if x.ndim == 3: return x[:, None].expand(-1, 3, -1, -1)
     return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2)
 
-# %% ../nbs/02_datasets.ipynb #285aacf2
+# %% ../nbs/02_datasets.ipynb #fc478208
 def _make(name, arguments, download):
     "torchvision's own object, downloaded first where that is asked for and needed."
     from torchvision import datasets
@@ -475,7 +482,7 @@ def _torchvision(name, split, download):
     rows = _every_fifth(y, split) if arguments[0] == arguments[1] else np.arange(len(y))
     return _numbered(f'torchvision:{name}', split, keys, y, rows, lambda i: made[i][0], _pixels(made), names)
 
-# %% ../nbs/02_datasets.ipynb #6cd03200
+# %% ../nbs/02_datasets.ipynb #79086245
 def _unknown(data):
     "The error for something that is neither a folder nor a name."
     if os.sep in data or data.startswith('.'): return ValueError(f'{data}: no such folder')
@@ -507,7 +514,7 @@ def load(
     if data == f'torchvision:{name}' and name in TORCHVISION: return _torchvision(name, split, download)
     raise _unknown(str(data))
 
-# %% ../nbs/02_datasets.ipynb #12cb31e7
+# %% ../nbs/02_datasets.ipynb #3415169f
 def draw_order(
     images, # ImageSet
     label,  # class index
