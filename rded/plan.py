@@ -9,7 +9,7 @@ __all__ = ['LAYOUTS', 'FORMAT', 'NEVER_ZERO', 'BASES', 'RANDOM', 'UNITS', 'SAMPL
            'observer_rates', 'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'flops_of',
            'growth']
 
-# %% ../nbs/46_plan.ipynb #ed57e7cd
+# %% ../nbs/46_plan.ipynb #c94235d3
 import json
 import math
 import os
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .files import hash64, read_json, write_json
 
-# %% ../nbs/46_plan.ipynb #0e23604e
+# %% ../nbs/46_plan.ipynb #dcd5b7c3
 def _whole(value, name, remedy):
     "A whole number from 1 on; `ValueError` for anything else."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value != int(value) or value < 1:
@@ -85,7 +85,7 @@ class Work:
         return (f'{self.images:,} images of {self.classes:,} classes, in {self.layout}{"s" * (self.layout == "folder")}; {self.stored:,} distilled images of {self.size}×{self.size} pixels, {self.factor}×{self.factor} patches each\n'
                 f'drawn {self.drawn:,} images, judged {self.judged:,} crops, kept {self.kept:,} patches')
 
-# %% ../nbs/46_plan.ipynb #1ba4281f
+# %% ../nbs/46_plan.ipynb #4b52ff13
 FORMAT = 'rded-rates-1'
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _rate(path, name, found):
 
 NEVER_ZERO = ('forward', 'exact', 'together', 'flops', 'size', 'factor', 'crops', 'threads', 'image_bytes', 'image_mpx')
 
-# %% ../nbs/46_plan.ipynb #40b159ab
+# %% ../nbs/46_plan.ipynb #6caf8fa4
 @dataclass(frozen=True)
 class Where:
     "Machines, as far as they are not the one at hand."
@@ -173,7 +173,7 @@ class Where:
     @property
     def rate(self): return self.gpus * self.peak * 1e12 * self.reached     # FLOP/s of all GPUs
 
-# %% ../nbs/46_plan.ipynb #a1ea547e
+# %% ../nbs/46_plan.ipynb #b4409a1d
 BASES = ('measured', 'computed', 'assumed')
 
 def worst(*bases):
@@ -199,7 +199,7 @@ def _alike(a, b): return abs(a - b) <= 0.1 * b
 def _read_row(work, rates, where):
     "The drawn images, from where they lie."
     if work.cached: return Row('read', 'images in memory already', work.drawn, 0.0, beside='scoring')
-    if where.link: return Row('read', f'images over {where.machines} × {where.link:g} Gbit/s', work.drawn, work.image_bytes * 8 / (where.link * 1e9), where.machines, 'assumed', 'scoring')
+    if where.link: return Row('read', f'images over {where.machines} × {where.link:g} Gb/s', work.drawn, work.image_bytes * 8 / (where.link * 1e9), where.machines, 'assumed', 'scoring')
     return Row('read', 'images from the disk', work.drawn, rates.seek + rates.read * work.image_bytes / 1e6, 1, 'measured' if _alike(work.image_bytes, rates.image_bytes) else 'computed', 'scoring')
 
 def _by_cores(work, rates, where):
@@ -270,7 +270,7 @@ def side_by_side(rows, where):
     pace = {'read': read, 'decode and crop': cut, 'score': others[2].seconds}
     return max(pace.values()), max(pace, key=pace.get)
 
-# %% ../nbs/46_plan.ipynb #6e98e699
+# %% ../nbs/46_plan.ipynb #385d3a62
 def disk_of(work, rates):
     "{what: bytes} read and written."
     headers = 1024 * work.images if work.layout == 'shards' else 0
@@ -287,7 +287,7 @@ def memory_of(work, rates):
             'candidates': work.drawn * (2 * row_bytes(work) + 4 * rates.name_chars), 'the distilled set': work.stored * 3 * work.size ** 2,
             **({'class check, a table of classes × classes': 8 * work.classes ** 2} if work.check and work.classes > 200 else {})}
 
-# %% ../nbs/46_plan.ipynb #ab51a4e8
+# %% ../nbs/46_plan.ipynb #e5830769
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
 
 def duration(seconds):
@@ -349,7 +349,7 @@ def _machine(plan):
     about, w = plan.rates.about, plan.where
     told = f"measured on {about.get('hardware', 'a machine')}, {plan.rates.threads} threads, {about.get('images', 'images')}, {about.get('observer', 'an observer')} at {plan.rates.size} pixels"
     if not w.gpus: return told + (f'; {w.cores} cores assumed' if w.cores and w.cores != plan.rates.threads else '')
-    return told + (f'\nassumed: {w.gpus} GPUs of {w.peak:g} TFLOP/s in bfloat16, of which {100 * w.reached:g} % are reached; {w.cores or 16 * w.gpus} cores; {w.machines} machines with {w.link:g} Gbit/s each')
+    return told + (f'\nassumed: {w.gpus} GPUs of {w.peak:g} TFLOP/s in bfloat16, of which {100 * w.reached:g} % are reached; {w.cores or 16 * w.gpus} cores; {w.machines} machines with {w.link:g} Gb/s each')
 
 def _table(plan):
     lines, told = [('stage', 'of', 'one takes', '', 'hands', 'time', '')], False
@@ -388,7 +388,7 @@ def cost(
     rows = (*_before(work, rates, where), *_scoring_rows(work, rates, where), _again_row(work, rates, where), *_after(work, rates, where))
     return Plan(work, rates, where, rows)
 
-# %% ../nbs/46_plan.ipynb #e7ef8ec1
+# %% ../nbs/46_plan.ipynb #a57d8584
 def timed(run, turns=3):
     "Median seconds of calling `run`."
     seconds = []
@@ -427,7 +427,7 @@ def _member(tarfile, name, size):
     member.size = size
     return member
 
-# %% ../nbs/46_plan.ipynb #2aa418d2
+# %% ../nbs/46_plan.ipynb #36d5dd83
 def forget(files):
     "Ask the system to drop what it keeps of files in memory; False where it cannot be asked."
     if not hasattr(os, 'posix_fadvise'): return False
@@ -449,7 +449,7 @@ def reading_rates(files, megabytes=64):
     small = timed(lambda: [Path(f).read_bytes() for f in files], 1) / len(files)
     return {'seek': max(0.0, small - read * statistics.fmean(os.path.getsize(f) for f in files) / 1e6), 'read': read}
 
-# %% ../nbs/46_plan.ipynb #2e779c18
+# %% ../nbs/46_plan.ipynb #3bcc95ff
 def _slopes(patch, crops, sides=((64, 48), (640, 480))):
     "(seconds a megapixel of decoding, of cutting a crop)."
     from rded.bench import as_jpeg, photographs
@@ -488,7 +488,7 @@ def image_rates(images, rows, patch, crops):
     (decode, decode_mpx), (crop, crop_mpx) = split(decode, slopes[0], mpx), split(crop, slopes[1], mpx)
     return {'decode': decode, 'decode_mpx': decode_mpx, 'box': box, 'crop': crop, 'crop_mpx': crop_mpx, 'image_mpx': mpx}
 
-# %% ../nbs/46_plan.ipynb #93491f5c
+# %% ../nbs/46_plan.ipynb #996784bb
 def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     "{forward, exact, flops}: core seconds a crop."
     import torch
@@ -505,7 +505,7 @@ def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     quick = seconds(judge.quick()) if models.pick_precision('auto', 'cpu') == 'bfloat16' else exact
     return {'forward': quick, 'exact': exact, 'flops': sum(bench.flops(net, size) for net in eyes.nets)}
 
-# %% ../nbs/46_plan.ipynb #e615a737
+# %% ../nbs/46_plan.ipynb #59f86770
 def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, seed=0):
     "A small distillation into the folder `out`, stage by stage: ({stage: seconds}, candidates, DistilledSet)."
     from rded import pipeline, score
@@ -544,7 +544,7 @@ def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, worke
             'stitch': max(0.0, median['stitch'] / kept - cut / max(1, workers)), 'write': max(0.0, median['write'] / len(made) - compress * size ** 2 / 1e6), 'write_mpx': compress,
             'png': stored / mpx / 1e6, 'patch_bytes': patch, 'entry_bytes': len(json.dumps({**one, 'patches': []}, separators=(',', ':'))) + 2, 'packed': len(lzma.compress(text.encode(), preset=9)) / len(text)}
 
-# %% ../nbs/46_plan.ipynb #b044ac81
+# %% ../nbs/46_plan.ipynb #5b5df472
 def begin(observer, arch, size, classes):
     "What a command does before its first image."
     from rded import bench, models, pipeline
@@ -559,7 +559,7 @@ def starting_rates(observer, arch, size, classes, turns=2):
     code = 'import sys; from rded import plan; plan.begin(*sys.argv[1:])'
     return {'start': timed(lambda: subprocess.run([sys.executable, '-c', code, str(observer or ''), arch, str(size), str(classes)], check=True, capture_output=True), turns)}
 
-# %% ../nbs/46_plan.ipynb #428c2396
+# %% ../nbs/46_plan.ipynb #cd01cfad
 SAMPLE = 200  # images that a measurement looks at, about
 
 def measure(
@@ -624,7 +624,7 @@ def _about(images, eyes, photos, observer, arch, preselect, ipc):
     return {**pipeline.environment('cpu'), 'precision': pick_precision('auto', 'cpu'), 'images': 'pieces of two photographs' if photos else f'{images.name} ({len(images)} images)',
             'observer': eyes.name if observer else f'{arch} {RANDOM}', 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
 
-# %% ../nbs/46_plan.ipynb #63405452
+# %% ../nbs/46_plan.ipynb #9acabed9
 AXES = {'images': [10 ** k for k in range(4, 10)], 'classes': [10, 100, 1000, 10_000], 'ipc': [1, 3, 10, 30, 75], 'gpus': [1, 2, 4, 8, 16, 32, 64]}
 
 def flops_of(arch, size):
