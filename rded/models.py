@@ -11,7 +11,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'HEADER'
            'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'by_batch_statistics', 'in_bfloat16',
            'keep_freed_memory', 'predict']
 
-# %% ../nbs/04_models.ipynb #dd183d01
+# %% ../nbs/04_models.ipynb #b74dbf6c
 import copy
 import ctypes
 import difflib
@@ -30,7 +30,7 @@ from torch import nn
 
 from .files import check_fields, load_tensors, save_tensors
 
-# %% ../nbs/04_models.ipynb #d6dc0262
+# %% ../nbs/04_models.ipynb #47d6efa0
 class ConvNet(nn.Module):
     "Conv-D of the dataset-distillation literature: `depth` blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 average pool."
     def __init__(self,
@@ -48,7 +48,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x): return self.classifier(self.features(x).flatten(1))
 
-# %% ../nbs/04_models.ipynb #0ea07de3
+# %% ../nbs/04_models.ipynb #5a81506d
 def small_image_resnet(
     name: str,         # resnet18, resnet34, resnet50, resnet101 …
     num_classes: int
@@ -61,7 +61,7 @@ def small_image_resnet(
     net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/04_models.ipynb #b884fadb
+# %% ../nbs/04_models.ipynb #5e88da5a
 @lru_cache
 def torchvision_names() -> tuple:
     "Names of torchvision's image classifiers."
@@ -78,7 +78,7 @@ def own_names() -> tuple:
     "Names this page defines."
     return tuple(f'conv{d}' for d in range(1, 9)) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
 
-# %% ../nbs/04_models.ipynb #7966b7c3
+# %% ../nbs/04_models.ipynb #9258c21f
 def resolve(
     name: str  # as a user writes it: 'conv3', 'resnet18', 'timm:vit_tiny_patch16_224', 'resnet50@IMAGENET1K_V2'
 ) -> tuple:    # (family, name): family is 'own', 'torchvision' or 'timm'
@@ -93,7 +93,7 @@ def resolve(
     close = difflib.get_close_matches(rest, everything, n=4, cutoff=0.5)
     raise ValueError(f'unknown model {name!r}' + (f': did you mean {", ".join(close)}?' if close else ': use conv3 … conv6, resnet18_modified, or a torchvision or timm name'))
 
-# %% ../nbs/04_models.ipynb #85413443
+# %% ../nbs/04_models.ipynb #deeb431e
 def default_size(
     name: str  # an architecture
 ) -> int:      # pixels
@@ -125,7 +125,7 @@ def timm_body(name, num_classes, size, pretrained=False):
     extra = {'img_size': size} if config is not None and config.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **extra)
 
-# %% ../nbs/04_models.ipynb #faeb408d
+# %% ../nbs/04_models.ipynb #78ce2c1a
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALISATIONS = {'imagenet': (IMAGENET_MEAN, IMAGENET_STD), 'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 'none': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
@@ -180,7 +180,7 @@ def last_linear(body: nn.Module) -> nn.Linear:
     if not linears: raise ValueError(f'{type(body).__name__} has no linear layer to read features from')
     return linears[-1]
 
-# %% ../nbs/04_models.ipynb #858eeeb6
+# %% ../nbs/04_models.ipynb #8e88a04c
 def build(
     name: str,           # an architecture of the registry
     num_classes: int,    # at least 2
@@ -199,7 +199,7 @@ def build(
     except (AssertionError, TypeError, RuntimeError) as e: raise ValueError(f'{name} cannot be built for {size} px images: {e}') from e
     return Network(body, name, num_classes, size, classes, wnids, mean, std, info)
 
-# %% ../nbs/04_models.ipynb #7cd41477
+# %% ../nbs/04_models.ipynb #978cf0b6
 FORMAT = 'rded-network-1'
 
 def save(
@@ -231,7 +231,9 @@ def _check_header(path, about, tensors):
     check_fields(about, HEADER, path, 'a network of rded')
     for key in ('classes', 'wnids'):
         if about[key] and len(about[key]) != about['num_classes']: raise ValueError(f'{path}: {len(about[key])} {key} for a network of {about["num_classes"]} classes')
-    if len(about['mean']) != 3 or len(about['std']) != 3 or min(about['std']) <= 0: raise ValueError(f'{path}: mean and std are {about["mean"]} and {about["std"]}: they should be three numbers each, those of std above 0')
+    mean, std = about['mean'], about['std']
+    if len(mean) != 3 or len(std) != 3 or max(map(abs, mean)) > 1000 or not 1e-6 <= min(std) <= max(std) <= 1000:
+        raise ValueError(f'{path}: mean and std are {mean} and {std}: they should be three numbers each, of pixels in [0, 1], those of std above 0')
     try: wanted = shapes(outline(about['arch'], about['num_classes'], about['size']).state_dict())
     except (ValueError, AssertionError, TypeError, RuntimeError) as e: raise ValueError(f'{path}: the network that its header announces cannot be built: {e}') from e
     there = shapes(tensors)
@@ -251,7 +253,7 @@ def outline(
         with torch.device('meta'): return build_body(name, num_classes, size)
     except NotImplementedError: return build_body(name, num_classes, size)  # some compute with tensors while they are built
 
-# %% ../nbs/04_models.ipynb #467154c7
+# %% ../nbs/04_models.ipynb #de554e21
 CANDIDATES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2', 'efficientnet_b0', 'vgg11', 'vgg11_bn', 'alexnet',
               'shufflenet_v2_x0_5', 'shufflenet_v2_x1_0', 'swin_t', 'swin_v2_t', 'vit_b_16', 'convnext_tiny', 'regnet_y_400mf')
 
@@ -290,7 +292,7 @@ def recognise(
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')
 
-# %% ../nbs/04_models.ipynb #ae7d0b69
+# %% ../nbs/04_models.ipynb #ecbe1038
 def load_checkpoint(
     path,              # a .pth, .pt, .bin or .tar file of torch.save
     classes=None, wnids=None,
@@ -307,7 +309,7 @@ def load_checkpoint(
     net.body.load_state_dict(state, strict=False)  # only num_batches_tracked may be absent
     return net.eval()
 
-# %% ../nbs/04_models.ipynb #6d5e4ac1
+# %% ../nbs/04_models.ipynb #f1d8ac64
 @lru_cache
 def imagenet_classes() -> tuple:
     "(WordNet ids, names) of ImageNet-1K in the order every released network uses."
@@ -345,7 +347,7 @@ def released_timm(name, tag, size):
     body = timm_body(full, config.num_classes, size or config.input_size[-1], pretrained=True)
     return body, config.mean, config.std, config.input_size[-1]
 
-# %% ../nbs/04_models.ipynb #41b5b08f
+# %% ../nbs/04_models.ipynb #f2a80dab
 def load(
     source,            # a .safetensors file, a .pth state dict, or a timm or torchvision name with weights
     classes=None,      # names to attach where the file has none
@@ -369,7 +371,7 @@ def pick_device(
     if name == 'cuda' and not torch.cuda.is_available(): raise ValueError('no CUDA device here: use --device cpu or auto')
     return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# %% ../nbs/04_models.ipynb #4d672a21
+# %% ../nbs/04_models.ipynb #fcfa3f1e
 def side_by_side(
     function,
     items,          # any iterable; taken up as needed
@@ -389,7 +391,7 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(count)
 
-# %% ../nbs/04_models.ipynb #6eb4df2a
+# %% ../nbs/04_models.ipynb #76ef70e5
 PAYS = 1.3  # times as fast, at least
 
 @torch.inference_mode()
@@ -439,7 +441,7 @@ def in_bfloat16(net: Network) -> Network:
         if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(torch.bfloat16)
     return half
 
-# %% ../nbs/04_models.ipynb #d9a2b30d
+# %% ../nbs/04_models.ipynb #10708c8f
 def keep_freed_memory() -> bool:
     "Ask glibc to keep freed memory for the next batch, in this whole process; False where there is no glibc to ask."
     threshold, trim = -3, -1   # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of mallopt(3)
@@ -447,7 +449,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError): return False
     return bool(mallopt(threshold, 2 ** 30) and mallopt(trim, 2 ** 31 - 1))
 
-# %% ../nbs/04_models.ipynb #9d718e5f
+# %% ../nbs/04_models.ipynb #6a99636e
 CHUNK_PIXELS = 2 ** 16  # of the images that a CPU thread takes at once, about
 
 @torch.inference_mode()
