@@ -11,7 +11,7 @@ __all__ = ['UNSOUND', 'ENCODINGS', 'PART_BYTES', 'FORMAT', 'VIEWS', 'META', 'AGA
            'finite', 'spoken', 'read_meta', 'StoredLabels', 'verify', 'check', 'words', 'batch', 'sequence', 'shuffled',
            'epoch']
 
-# %% ../nbs/21_labels.ipynb #897d3351
+# %% ../nbs/21_labels.ipynb #6e3d23e5
 import json, math, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from .distilled import described, versions
 from .files import check_fields, digest64, hash64, load_tensors, locked, read_json, save_tensors, sha256, write_json
 from .views import Views, apply_views, batches, draw_epoch, epoch_generator
 
-# %% ../nbs/21_labels.ipynb #338aa522
+# %% ../nbs/21_labels.ipynb #65cfe027
 UNSOUND = "the observer {} answers with numbers that are not finite, or beyond sixteen bits: it diverged, or its file is damaged: use another"
 
 class LiveLabels:
@@ -49,7 +49,7 @@ class LiveLabels:
 
     def __repr__(self): return f'LiveLabels from {self.observer}'
 
-# %% ../nbs/21_labels.ipynb #42817bc7
+# %% ../nbs/21_labels.ipynb #00e8c59e
 class HardLabels:
     "The class of the image; of both images, by area, where a view is a mixture."
     kind = name = 'hard'
@@ -63,7 +63,7 @@ class HardLabels:
 
     def __repr__(self): return f'HardLabels of {self.classes} classes'
 
-# %% ../nbs/21_labels.ipynb #0c824582
+# %% ../nbs/21_labels.ipynb #6d77ed0b
 def soft_loss(
     student: torch.Tensor,    # logits [n, C]
     teacher: torch.Tensor,    # logits [n, C]
@@ -79,7 +79,7 @@ def hard_loss(
     "Cross-entropy against a mixture of hard labels, batch mean."
     return F.cross_entropy(student, target)
 
-# %% ../nbs/21_labels.ipynb #0e725c9e
+# %% ../nbs/21_labels.ipynb #e5c66b41
 def mix_logits(
     logits: torch.Tensor,    # [n, C]
     partner: torch.Tensor,   # LongTensor [n]
@@ -90,7 +90,7 @@ def mix_logits(
     own, share = (logits / temperature).log_softmax(1), torch.tensor(share, dtype=torch.float64)
     return torch.logaddexp(own + (1 - share).log().float(), own[partner] + share.log().float()) * temperature
 
-# %% ../nbs/21_labels.ipynb #41587536
+# %% ../nbs/21_labels.ipynb #e7cfa487
 def check_set(
     digest: str,     # of the set that was labelled
     distilled,
@@ -135,7 +135,7 @@ class FixedLabels:
 
     def __repr__(self): return f'FixedLabels of {len(self.logits)} images by {self.observer["name"]}: {self.bytes:,} bytes'
 
-# %% ../nbs/21_labels.ipynb #ab655cf1
+# %% ../nbs/21_labels.ipynb #4bea2612
 @dataclass(frozen=True)
 class Keep:
     "What is kept of the labels; prints as it is written."
@@ -158,7 +158,7 @@ def parse_keep(text: str) -> Keep:
     if percents and not 0 < percents[0] <= 100: raise ValueError(f'keep {text!r}: a share of the batches is above 0% and at most 100%')
     return Keep(*(kinds or [('full', 0)])[0], *percents)
 
-# %% ../nbs/21_labels.ipynb #59451514
+# %% ../nbs/21_labels.ipynb #7dd6b9dd
 def smallest(largest: int):
     "The smallest integer type that holds 0 to `largest`."
     return next(t for t in (torch.uint8, torch.uint16, torch.int32) if largest <= torch.iinfo(t).max)
@@ -167,7 +167,7 @@ def to_full(logits, keep, temperature): return {'logits': logits.half()}
 
 def from_full(stored, classes): return stored['logits'].float()
 
-# %% ../nbs/21_labels.ipynb #8d393bc3
+# %% ../nbs/21_labels.ipynb #919f58ae
 def to_top(logits, keep, temperature):
     "The k largest, as distances above the others' level, fp16 [n, k], and their classes [n, k]."
     value, index = logits.topk(keep.k, 1)
@@ -179,7 +179,7 @@ def from_top(stored, classes):
     value = stored['value'].float()
     return torch.zeros(len(value), classes).scatter(1, stored['class'].long(), value)
 
-# %% ../nbs/21_labels.ipynb #d120a091
+# %% ../nbs/21_labels.ipynb #0d4b8fa7
 def to_8bit(logits, keep, temperature):
     "Steps uint8 [n, C] from each row's smallest logit; that and the step, fp16 [n, 2]."
     low = logits.amin(1, keepdim=True).half()
@@ -191,7 +191,7 @@ def from_8bit(stored, classes):
     low, step = stored['scale'].float().split(1, 1)
     return low + step * stored['code'].float()
 
-# %% ../nbs/21_labels.ipynb #dc6f02e1
+# %% ../nbs/21_labels.ipynb #a2c957ff
 ENCODINGS = {  # kind: (to what is stored, back to logits [n, C], the type and numbers an image of each stored tensor)
     'full': (to_full, from_full, lambda keep, classes: {'logits': (torch.float16, classes)}),
     'top': (to_top, from_top, lambda keep, classes: {'value': (torch.float16, keep.k), 'class': (smallest(classes - 1), keep.k)}),
@@ -212,7 +212,7 @@ def decode(stored: dict, keep: Keep, classes: int) -> torch.Tensor:
     "Logits float32 [n, C] of what `encode` stored; those of 'top' up to a number that a softmax does not see."
     return ENCODINGS[keep.kind][1](stored, classes)
 
-# %% ../nbs/21_labels.ipynb #6f4bd12b
+# %% ../nbs/21_labels.ipynb #d168a06a
 def drawn_by(training, factor: int) -> dict:
     "What of a training decides the views: two that agree here draw the same."
     mixing = training.mix != 'none'
@@ -227,7 +227,7 @@ def view_fields(n: int, size: int, factor: int, drawn: dict) -> dict:
              'number': (torch.int32, 1, 'batch'), 'images': (torch.int32, 1, 'batch')}
     return {name: field for name, field in every.items() if field}
 
-# %% ../nbs/21_labels.ipynb #e7a0bc42
+# %% ../nbs/21_labels.ipynb #48101bd4
 def pack_views(
     drawn: list,     # (number of the batch, indices, Views) …
     recorded: dict,  # `view_fields`
@@ -258,7 +258,7 @@ def unpack_views(
         order=own('order', torch.arange(factor ** 2).repeat(n, 1)), box=own('box', torch.tensor([[0, 0, size, size]]).repeat(n, 1)), flip=flip,
         partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item())
 
-# %% ../nbs/21_labels.ipynb #1e4084ae
+# %% ../nbs/21_labels.ipynb #eaf38d59
 PART_BYTES = 64e6
 
 def drawn_batches(total: int, percent: float, seed: int) -> torch.Tensor:
@@ -283,7 +283,7 @@ def layout(n, size, factor, classes, drawn, epochs, seed, keep, part=None) -> di
         parts.append({'batches': len(some), 'images': images, 'bytes': {'views': seen, 'labels': images * label}})
     return {'views': views, 'epoch': len(sizes), 'numbers': numbers, 'parts': parts}
 
-# %% ../nbs/21_labels.ipynb #1419d3f8
+# %% ../nbs/21_labels.ipynb #97c52064
 def predict_bytes(
     n: int, size: int, factor: int, classes: int,  # of the distilled set: images, pixels a side, tiles a side, classes
     training,              # with batch_size, tiles, min_scale, flip, mix, mix_alpha
@@ -299,7 +299,7 @@ def predict_bytes(
     return {'views': total(lambda p: p['bytes']['views']), 'labels': total(lambda p: p['bytes']['labels']),
             'batches': total(lambda p: p['batches']), 'images': total(lambda p: p['images']), 'parts': len(parts)}
 
-# %% ../nbs/21_labels.ipynb #d9691a8e
+# %% ../nbs/21_labels.ipynb #cb7c16a7
 FORMAT, VIEWS = 'rded-labels-1', 1  # of the files; of what a record of a view means to `apply_views`
 
 def plan(
@@ -329,7 +329,7 @@ def fingerprint(meta: dict) -> str:
     parts = [{k: v for k, v in p.items() if k not in ('size', 'sha256')} for p in meta['parts']]
     return digest64(json.dumps({**{k: v for k, v in meta.items() if k != 'settings'}, 'parts': parts}, sort_keys=True).encode())
 
-# %% ../nbs/21_labels.ipynb #6d6b376b
+# %% ../nbs/21_labels.ipynb #e5052340
 @contextmanager
 def alone(folder: Path):
     "Make the folder, and hold it against other recorders; it goes again where nothing came of it."
@@ -378,7 +378,7 @@ def room(folder: Path, missing: list):
     needed, free = sum(sum(p['bytes'].values()) for p in missing), shutil.disk_usage(folder).free
     if needed > free: raise ValueError(f'{folder}: the labels need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: write elsewhere, or keep less, as --keep top10 or 10%')
 
-# %% ../nbs/21_labels.ipynb #6394de84
+# %% ../nbs/21_labels.ipynb #79e3137c
 def views_to_record(meta: dict, training, missing: list):
     "(part, number of the batch, indices, views) of every batch that is still to be labelled."
     number_of = drawn_batches(meta['epochs'] * meta['batches']['epoch'], parse_keep(meta['keep']).percent, meta['seed']).tolist()
@@ -414,7 +414,7 @@ def record(
         write_json(folder / 'labels.json', meta)
     return meta
 
-# %% ../nbs/21_labels.ipynb #f1b4dd50
+# %% ../nbs/21_labels.ipynb #1e4a62a6
 def relabel(
     distilled,             # the set to label: DistilledSet
     observer,              # Observer of its classes: one network, or several whose logits are averaged
@@ -450,7 +450,7 @@ def spoken(meta: dict) -> str:
     views, labels = (sum(p['bytes'][key] for p in meta['parts']) for key in ('views', 'labels'))
     return f"{meta['batches']['recorded']} batches, {sum(p['images'] for p in meta['parts'])} views: {labels:,} bytes of labels ({meta['keep']}) and {views:,} of views"
 
-# %% ../nbs/21_labels.ipynb #7e53d7f4
+# %% ../nbs/21_labels.ipynb #6b9b1f0c
 def read_meta(folder) -> dict:
     "What labels.json says; ValueError where it is none, of another format, or edited."
     path = Path(folder) / 'labels.json'
@@ -510,7 +510,7 @@ class StoredLabels:
         each = f'{self.meta["batches"]["recorded"]} batches of {self.epochs} epochs'
         return f'StoredLabels {self.keep} of {self.meta["images"]} images by {self.observer["name"]}: {each}, seed {self.meta["seed"]}, {self.bytes:,} bytes in {len(self.parts)} parts'
 
-# %% ../nbs/21_labels.ipynb #36617c18
+# %% ../nbs/21_labels.ipynb #8a12a553
 AT_ONCE = 1e9  # bytes that are hashed before training; beyond, each part when it is first touched
 
 def _check_size(self, part):
@@ -555,7 +555,7 @@ def words(key): return key.replace('_', ' ')
 
 StoredLabels._check_size, StoredLabels._check_hash, StoredLabels._refuse, StoredLabels.verify, StoredLabels.check = _check_size, _check_hash, _refuse, verify, check
 
-# %% ../nbs/21_labels.ipynb #896df945
+# %% ../nbs/21_labels.ipynb #c5a36c6f
 def _reader(self, k):
     "read(name, a, b) of part k and where its batches begin; the part that was open before is let go."
     if self._open[0] != k:
@@ -577,7 +577,7 @@ def _check_part(self, k, file):
     own = {**view_fields(meta['images'], meta['size'], meta['factor'], meta['training']), **({'flip': (torch.uint8, 1, 'bits')} if meta['training']['flip'] else {})}
     own |= {name: (kind, numbers, 'label') for name, (kind, numbers) in ENCODINGS[self.keep.kind][2](self.keep, meta['classes']).items()}
     rows = {'image': part['images'], 'label': part['images'], 'batch': part['batches'], 'bits': -(-part['images'] // 8)}
-    below = {'index': meta['images'], 'order': meta['factor'] ** 2, 'class': meta['classes'], 'partner': meta['training']['batch_size']}
+    below = {'index': meta['images'], 'order': meta['factor'] ** 2, 'class': meta['classes'], 'partner': meta['training']['batch_size'] + 1}    # a last image joins the batch before it
     for name, (kind, numbers, per) in own.items():
         tensor = file.get_tensor(name) if name in file.keys() else torch.empty(0)
         shape = (rows[per],) if numbers == 1 and per != 'label' else (rows[per], numbers)
