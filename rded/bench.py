@@ -13,7 +13,7 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'SCAN', 'photographs',
            'scoring_at_scale', 'training_at_scale', 'gpu', 'header_of', 'padded', 'write_shards', 'some_pictures',
            'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'growth', 'spoken']
 
-# %% ../nbs/45_bench.ipynb #4f095662
+# %% ../nbs/45_bench.ipynb #6758e1c6
 import json
 import os
 import shutil
@@ -45,7 +45,7 @@ from .patches import place
 from .report import BENCH
 from .views import draw_views
 
-# %% ../nbs/45_bench.ipynb #0c099742
+# %% ../nbs/45_bench.ipynb #724eaf1b
 def photographs():
     "scikit-learn's two photographs, as Pillow images."
     from PIL import Image
@@ -79,7 +79,7 @@ def make_folder(root, classes, images, width, height, kilobytes=None, seed=0):
     if not Path(root, 'val').exists(): Path(root, 'val').symlink_to('train', target_is_directory=True)
     return Path(root)
 
-# %% ../nbs/45_bench.ipynb #056bdd9b
+# %% ../nbs/45_bench.ipynb #2d15002b
 class CropFiles(Dataset):
     "K random crops of each file of a class, normalised."
     def __init__(self, files, crops, size):
@@ -139,7 +139,7 @@ def published_epoch(teacher, net, loader, optimizer, temperature):
         losses.append(loss.item())
     return statistics.fmean(losses)
 
-# %% ../nbs/45_bench.ipynb #b233c494
+# %% ../nbs/45_bench.ipynb #18ba1640
 class WholeFiles(Dataset):
     "Whole images and labels, shifted and flipped where they are for training, normalised."
     def __init__(self, images, root, train):
@@ -165,7 +165,7 @@ def published_accuracy(net, loader):
     "Percent of images recognised."
     return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
 
-# %% ../nbs/45_bench.ipynb #c4b2f7f2
+# %% ../nbs/45_bench.ipynb #a1ee16ee
 def scaled_observer(arch, images, size, factor=1, spread=4.0):
     "An observer with random weights whose last layer is scaled until its answers to patches differ as much as a trained network's: enough for timing."
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
@@ -205,7 +205,7 @@ def training_set(job):
     training = recipes.paper_training(job['student'], job['ipc'], len(images.classes), None, len(rows))
     return made, the_eyes(job, images), training
 
-# %% ../nbs/45_bench.ipynb #cd99ae5f
+# %% ../nbs/45_bench.ipynb #e974bce7
 def some_images(job, split='train'):
     "As many images of every class as the job has."
     images = datasets.load(job['data'], split)
@@ -224,7 +224,7 @@ def published_evaluation(job):
     net = models.build(job['student'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).eval()
     return lambda: published_accuracy(net, loader) and None
 
-# %% ../nbs/45_bench.ipynb #81e6b0f7
+# %% ../nbs/45_bench.ipynb #7e6ac31f
 def subset_of_classes(images, classes):
     "The images of the first classes, with those classes alone."
     some = images.subset([i for c in range(classes) for i in images.of_class(c).tolist()])
@@ -277,7 +277,7 @@ def recipe_of(job, images):
     base = recipes.get('digits-conv3-ipc10')
     return replace(base, name='bench', classes=len(images.classes), size=job['size'], ipc=job['ipc'], factor=job['factor'], preselect=job['images'], crops=job['crops'])
 
-# %% ../nbs/45_bench.ipynb #426d23d7
+# %% ../nbs/45_bench.ipynb #ec114050
 def forward_alone(job):
     "The observer on as many crops as the job has, and nothing else."
     images = datasets.load(job['data'], 'train')
@@ -318,7 +318,7 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
         times.append(time.perf_counter() - start)
     return 2 * side ** 3 / min(times)
 
-# %% ../nbs/45_bench.ipynb #ab901607
+# %% ../nbs/45_bench.ipynb #e7d1d11d
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
          'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
          'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
@@ -382,7 +382,7 @@ def in_turn(
     first = results[sides[0]]['median']
     return {**results, 'ratios': {side: round(first / results[side]['median'], 3) for side in sides[1:]}}
 
-# %% ../nbs/45_bench.ipynb #394f0d56
+# %% ../nbs/45_bench.ipynb #7f549ac0
 CIFAR = dict(arch='conv3', student='conv3', size=32, factor=1, classes=2, images=300, crops=5, ipc=10, precision='auto', device='cpu')
 LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=40, crops=5, ipc=1, precision='auto', device='cpu')
 STAGES = {
@@ -428,7 +428,7 @@ def command_time(job, turns=3):
             seconds.append(time.perf_counter() - start)
     return {'seconds': [round(s, 3) for s in seconds], 'median': statistics.median(seconds)}
 
-# %% ../nbs/45_bench.ipynb #2578ea29
+# %% ../nbs/45_bench.ipynb #05fd7ad2
 GROWTH = {'images': [75, 150, 300, 600], 'classes': [2, 4, 8, 16], 'ipc': [5, 10, 20, 40], 'crops': [2, 4, 8, 16], 'resolution': [16, 32, 64, 128]}
 
 def reset_peak() -> bool:
@@ -457,24 +457,25 @@ def grow(axis, values, folder, repeats=3):
         rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': round(resident_peak(), 1) if known else None})
     return rows
 
-# %% ../nbs/45_bench.ipynb #c23c70f4
+# %% ../nbs/45_bench.ipynb #3b9dc99d
 def rank_side(job, turns):
-    "One rank of `with_ranks`: rank 0 prints the seconds of every turn, and each rank's peak memory."
+    "One rank of `with_ranks`: rank 0 prints the seconds of every turn, the processor's seconds of a turn of each rank, and each rank's peak memory."
     with ranks.started():
         models.keep_freed_memory()
         images = datasets.load(job['data'], 'train')
-        eyes, recipe, seconds = the_eyes(job, images), recipe_of(job, images), []
+        eyes, recipe, seconds, busy = the_eyes(job, images), recipe_of(job, images), [], []
         for _ in range(turns + 1):
             ranks.shared('ready')
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             pipeline.distill(recipe, images, eyes, device=job['device'])
+            busy.append(time.process_time() - used)
             ranks.shared('done')
             seconds.append(time.perf_counter() - start)
-        memory = ranks.shared(round(own_peak(job['device']), 1))
-        if not ranks.rank(): print(json.dumps({'threads': torch.get_num_threads(), 'seconds': [round(s, 4) for s in seconds[1:]], 'peak_memory_mb': memory}))
+        memory, busy = ranks.shared(round(own_peak(job['device']), 1)), ranks.shared(round(statistics.median(busy[1:]), 4))
+        if not ranks.rank(): print(json.dumps({'threads': torch.get_num_threads(), 'seconds': [round(s, 4) for s in seconds[1:]], 'processor_seconds': busy, 'peak_memory_mb': memory}))
 
 def with_ranks(job, count, turns=3):
-    "Distilling by so many ranks of this machine: threads a rank, seconds, their median, peak MiB of each rank."
+    "Distilling by so many ranks of this machine: threads a rank, seconds, their median, the processor's seconds and peak MiB of each rank."
     code = 'import sys, json; from rded import bench; bench.rank_side(json.loads(sys.argv[1]), int(sys.argv[2]))'
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
     made = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={count}', '--no-python', sys.executable, '-c', code, json.dumps(job), str(turns)],
@@ -483,7 +484,7 @@ def with_ranks(job, count, turns=3):
     told = json.loads(made.stdout.splitlines()[-1])
     return {'ranks': count, 'median': statistics.median(told['seconds']), **told}
 
-# %% ../nbs/45_bench.ipynb #d3c7c705
+# %% ../nbs/45_bench.ipynb #522be59c
 def _some_jpegs(task):
     folder, first, count, quality, seed = task
     photos, rng = photographs(), np.random.default_rng(seed)
@@ -557,7 +558,7 @@ def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, **shape)
     found = {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
     return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
 
-# %% ../nbs/45_bench.ipynb #b6f04462
+# %% ../nbs/45_bench.ipynb #111b711c
 def header_of(ending, size, digits=9):
     "A function: number → the tar header of the file NUMBER.ending of so many bytes."
     info = tarfile.TarInfo('0' * digits + f'.{ending}')
@@ -607,7 +608,7 @@ def scan_alone(folder, preselect):
     "What a scan takes in a process of its own, which has loaded no more than it needs; all images are indexed where nothing is drawn."
     return json.loads(subprocess.run([sys.executable, '-c', SCAN, str(folder), str(preselect)], check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-# %% ../nbs/45_bench.ipynb #652879fd
+# %% ../nbs/45_bench.ipynb #af4e8aec
 def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, distinct=20_000, log=print):
     "Seconds and memory of draws from an eighth, a quarter, half and all of so many images in shards; of an index of an eighth and a quarter."
     pictures, every = some_pictures(data, distinct), Path(folder, 'all')
@@ -626,7 +627,7 @@ def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, disti
             log(f"{way:5} of {rows[-1]['images']:9,} images in {rows[-1]['shards']} shards: {rows[-1]['seconds']:.1f} s ({rows[-1]['cpu_seconds']:.1f} s of a core), {rows[-1]['peak_memory_mb']:.0f} MiB, of which {rows[-1]['before_mb']:.0f} before")
     return {'scan': rows, 'bytes': size, 'distinct': len(pictures), 'preselect': preselect, 'data': 'real' if data else 'photographs'}
 
-# %% ../nbs/45_bench.ipynb #3832826a
+# %% ../nbs/45_bench.ipynb #3674be20
 def run(
     stages=(*STAGES, 'growth', 'ranks'),
     out='out/bench',       # folder: bench-STAGE.json
@@ -669,7 +670,7 @@ def by_ranks(data, weights, folder, turns, log, changes, counts=(1, 2, 4)):
     "The stage 'ranks'."
     job, _ = job_of('distill', data, weights, folder, **changes)
     rows = [with_ranks(job, count, turns) for count in counts]
-    for r in rows: log(f"{r['ranks']} ranks of {r['threads']} threads: {r['median']:.2f} s, {max(r['peak_memory_mb']):.0f} MiB a rank")
+    for r in rows: log(f"{r['ranks']} ranks of {r['threads']} threads: {r['median']:.2f} s, {sum(r['processor_seconds']):.2f} s of processor, {max(r['peak_memory_mb']):.0f} MiB a rank")
     return {**described(job, data, 'ranks'), 'ranks': rows}
 
 def growth(folder, log):

@@ -10,7 +10,7 @@ __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'ALLOCATORS', 'GR
            'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows',
            'draw_cost', 'damage_rows', 'malformed_rows', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #7f93dd75
+# %% ../nbs/42_report.ipynb #c241a564
 import csv, io, re, statistics, textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pathlib import Path
 from .files import KINDS, atomic_file, check_fields, printable, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #a650c3a9
+# %% ../nbs/42_report.ipynb #3d566a1d
 FIELDS = {  # a '?' allows null
     'format': 'text', 'recipe': 'text', 'dataset': 'text', 'split': 'text', 'n': 'positive', 'ipc': 'positive', 'method': 'text',
     'observer': 'object?', 'observer.name': 'text', 'observer.sha256': 'text?', 'observer.top1': 'percent?',
@@ -34,7 +34,7 @@ def check_result(result, file='result'):
     "The result itself; `ValueError` naming the file and the first field that is missing or not what it should be."
     return check_fields(result, FIELDS | MORE, file, 'a result of rded')
 
-# %% ../nbs/42_report.ipynb #497eb09b
+# %% ../nbs/42_report.ipynb #5a1abfcc
 BENCH, PLAN, BAD, FAULTS = 'rded-bench-1', 'rded-plan-1', 'rded-bad-input-1', 'rded-faults-1'
 
 def read_results(folder):
@@ -52,7 +52,7 @@ def read_benches(folder):
     return [{**_check_bench(found, p), 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (BENCH,))]
 
 ALLOCATORS = ('as it stands', 'allocator tuned')
-GROWN = {'stage': 'text', 'ranks?': 'list', 'ranks.*': 'object', 'ranks.*.ranks': 'whole', 'ranks.*.threads': 'whole', 'ranks.*.median': 'amount', 'ranks.*.seconds': 'list', 'ranks.*.peak_memory_mb': 'list', 'ranks.*.peak_memory_mb.*': 'amount',
+GROWN = {'stage': 'text', 'ranks?': 'list', 'ranks.*': 'object', 'ranks.*.ranks': 'whole', 'ranks.*.threads': 'whole', 'ranks.*.median': 'amount', 'ranks.*.seconds': 'list', 'ranks.*.processor_seconds': 'list', 'ranks.*.processor_seconds.*': 'amount', 'ranks.*.peak_memory_mb': 'list', 'ranks.*.peak_memory_mb.*': 'amount',
          'scan?': 'list', 'scan.*': 'object', 'scan.*.way': 'text', **{f'scan.*.{k}': 'positive' for k in ('images', 'shards', 'kept', 'classes')}, **{f'scan.*.{k}': 'amount' for k in ('seconds', 'cpu_seconds', 'before_mb', 'peak_memory_mb')},
          'growth?': 'object', 'growth.*': 'list', 'growth.*.*': 'object', 'growth.*.*.seconds': 'amount', 'growth.*.*.peak_memory_mb': 'amount'}
 SIDES = {'data': 'text', 'observer': 'text', **{field: kind for a in ALLOCATORS for field, kind in {a: 'object', f'{a}.*': 'object', f'{a}.ratios': 'object', f'{a}.ratios.*': 'amount'}.items()}}
@@ -85,7 +85,7 @@ def read_plans(folder):
     "The predictions of cost among the results, by file name."
     return [{**found, 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (PLAN,))]
 
-# %% ../nbs/42_report.ipynb #9a00f7e4
+# %% ../nbs/42_report.ipynb #1e9cd234
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -102,7 +102,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #3ef4b844
+# %% ../nbs/42_report.ipynb #4403c472
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -110,7 +110,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #247cc513
+# %% ../nbs/42_report.ipynb #42391e14
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -164,7 +164,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #71a955f9
+# %% ../nbs/42_report.ipynb #1db67728
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = printable(' '.join(str(text).split()))
@@ -184,7 +184,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #ff3e1fd9
+# %% ../nbs/42_report.ipynb #188326e8
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -194,7 +194,7 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #47a33225
+# %% ../nbs/42_report.ipynb #2c62105c
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -231,7 +231,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #7f916abc
+# %% ../nbs/42_report.ipynb #186e7ccf
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -289,7 +289,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #f5e514cc
+# %% ../nbs/42_report.ipynb #a66be5e7
 def speed_rows(benches):
     "One row a stage, allocator and side: medians of seconds, memory, and how many times as long the first side took."
     rows = []
@@ -303,7 +303,7 @@ def speed_rows(benches):
 
 def rank_rows(benches):
     "One row a number of ranks: medians of seconds, and the memory of the rank that took most."
-    return [{'ranks': r['ranks'], 'threads a rank': r['threads'], 'seconds': round(r['median'], 3), 'runs': len(r['seconds']), 'peak MiB a rank': round(max(r['peak_memory_mb'])),
+    return [{'ranks': r['ranks'], 'threads a rank': r['threads'], 'seconds': round(r['median'], 3), 'processor seconds': round(sum(r['processor_seconds']), 3), 'runs': len(r['seconds']), 'peak MiB a rank': round(max(r['peak_memory_mb'])),
              'images': b['data'], 'observer': b['observer'], 'hardware': b.get('environment', {}).get('hardware'), 'file': b['file']} for b in benches for r in b.get('ranks', [])]
 
 def draw_speed(benches):
@@ -330,7 +330,7 @@ def _speed_bars(ax, compared):
     ax.set(yticks=range(len(compared)), yticklabels=[b['stage'] for b in compared], xlabel='time of the published way / ours')
     ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-# %% ../nbs/42_report.ipynb #db265853
+# %% ../nbs/42_report.ipynb #1436994c
 WAYS = {'draw': 'the draw alone', 'index': 'an index of all'}
 
 def scan_rows(benches):
@@ -351,7 +351,7 @@ def draw_scan(benches):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #aab09694
+# %% ../nbs/42_report.ipynb #1687e896
 TOGETHER = {'start': ('start',), 'scan': ('scan',), 'check': ('check',), 'scoring': ('pick', 'draw', 'scoring', 'score again'), 'select': ('select',), 'stitch': ('stitch',), 'write': ('write',)}
 
 def plan_rows(plans):
@@ -382,7 +382,7 @@ def draw_cost(plans):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #5c98bb66
+# %% ../nbs/42_report.ipynb #4654cb4e
 BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
 
@@ -397,7 +397,7 @@ def malformed_rows(bad):
     "One row a kind of file: how many were made malformed, commands run on them, and what they did."
     return [{'file': name, 'malformed files': c['files'], 'commands': c['tried'], 'refused': c['refused'], 'no matter': c['done'], 'crashed': c['crashed']} for name, c in bad['commands'].items()]
 
-# %% ../nbs/42_report.ipynb #2b0448e6
+# %% ../nbs/42_report.ipynb #ba9fb53f
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -470,7 +470,7 @@ def page(results, tables, figures):
     faults = f"\n## Faults\n\n{FAULTS_HEAD}\n{markdown(tables['faults'])}" if tables.get('faults') else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + plans + bad + rest + faults
 
-# %% ../nbs/42_report.ipynb #52cdc0a9
+# %% ../nbs/42_report.ipynb #b11936f0
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
