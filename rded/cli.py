@@ -9,7 +9,7 @@ __all__ = ['REMEDIES', 'FORMATS', 'RANDOM', 'METHODS', 'DATA', 'SPARES', 'OBSERV
            'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report',
            'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'heard', 'main']
 
-# %% ../nbs/47_cli.ipynb #4b8c5513
+# %% ../nbs/47_cli.ipynb #98ebd26a
 import _thread, argparse, errno, os, shlex, signal, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from .files import printable
 
 from . import ranks
 
-# %% ../nbs/47_cli.ipynb #3671ed86
+# %% ../nbs/47_cli.ipynb #2acf4241
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -41,7 +41,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #9307175b
+# %% ../nbs/47_cli.ipynb #f6924c65
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -59,7 +59,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #a7ed5c6c
+# %% ../nbs/47_cli.ipynb #e7860e69
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -69,7 +69,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #0bbafb09
+# %% ../nbs/47_cli.ipynb #b42055a1
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -90,7 +90,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #f675af5c
+# %% ../nbs/47_cli.ipynb #52bdca36
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(printable(title))
@@ -112,7 +112,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #0a1a1d43
+# %% ../nbs/47_cli.ipynb #5c51486f
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -165,7 +165,7 @@ def _presented(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return _described(made, path)
 
-# %% ../nbs/47_cli.ipynb #4abeb13c
+# %% ../nbs/47_cli.ipynb #21a2ed7c
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -269,7 +269,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #e0feedec
+# %% ../nbs/47_cli.ipynb #27acebd1
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -300,7 +300,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return result
 
-# %% ../nbs/47_cli.ipynb #160872eb
+# %% ../nbs/47_cli.ipynb #6deb42e1
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -343,7 +343,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #6f37e422
+# %% ../nbs/47_cli.ipynb #cfb8a4f0
 def _decoded(val, size, workers):
     "The validation images in memory, if they fit: what cannot be read is said before any work, and left out."
     from rded.observer import fits_in_memory
@@ -422,12 +422,11 @@ def evaluate(args, progress):
     from rded.observer import match_columns
     device = models.pick_device(args.device)
     images, net = datasets.load(args.data, 'val', args.download), models.load(args.model, size=args.size, device=device)
-    images = _decoded(images, net.size, args.workers)
     result = measure(net, images, args.batch or 512, args.workers, device, match_columns(net, images), progress)
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #6032812f
+# %% ../nbs/47_cli.ipynb #5581d31f
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -534,7 +533,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #2efe5ab7
+# %% ../nbs/47_cli.ipynb #c0494d9f
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -591,7 +590,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #5ac6014d
+# %% ../nbs/47_cli.ipynb #0afcba45
 DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
@@ -710,7 +709,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #6d23c91e
+# %% ../nbs/47_cli.ipynb #6edcc738
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
