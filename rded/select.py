@@ -6,15 +6,16 @@
 __all__ = ['TOGETHER_AT_MOST', 'STRATEGIES', 'TOGETHER', 'best_per_image', 'top_per_class', 'check_fits', 'k_centre', 'k_means',
            'herding', 'facility_location', 'predictive', 'Pool', 'largest', 'looks_at', 'pick']
 
-# %% ../nbs/11_select.ipynb #abebcb91
+# %% ../nbs/11_select.ipynb #00513a01
 import warnings
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-# %% ../nbs/11_select.ipynb #877e0906
+# %% ../nbs/11_select.ipynb #54102c9c
 def best_per_image(
     scores, # [n,K]
 ):
@@ -22,7 +23,7 @@ def best_per_image(
     crop = torch.from_numpy(scores.cpu().numpy().argmax(1)).to(scores.device)
     return crop, scores.gather(1, crop[:, None])[:, 0]
 
-# %% ../nbs/11_select.ipynb #ce3c2b59
+# %% ../nbs/11_select.ipynb #b88fc63d
 def _order(labels, order): return np.arange(len(labels)) if order is None else np.asarray(order)
 
 def _enough(labels, k, classes):
@@ -45,11 +46,11 @@ def top_per_class(
     ranked = np.lexsort((order, -scores.cpu().numpy(), labels))
     return torch.from_numpy(ranked[(counts.cumsum() - counts)[:, None] + np.arange(k)])
 
-# %% ../nbs/11_select.ipynb #54780085
+# %% ../nbs/11_select.ipynb #684a551e
 def _remedies(most, drawn, ipc, factor):
     "What would fit, in words: fewer images, fewer cells, or more images drawn."
     if drawn // factor ** 2: yield f'ipc {drawn // factor ** 2} at factor {factor}'
-    smaller = next((f for f in range(factor - 1, 0, -1) if f * f * ipc <= drawn), None)
+    smaller = min(factor - 1, isqrt(drawn // ipc))
     if smaller: yield f'factor {smaller} at ipc {ipc}'
     if most >= factor ** 2 * ipc: yield f'preselect {factor ** 2 * ipc}'
 
@@ -70,7 +71,7 @@ def check_fits(
     remedies = ' or '.join(_remedies(most, drawn, ipc, factor)) or 'nothing'
     raise ValueError(f'ipc {ipc} at factor {factor} takes {asked} images a class, {drawn} {where}: {remedies} would fit')
 
-# %% ../nbs/11_select.ipynb #c1fb7366
+# %% ../nbs/11_select.ipynb #7b1ffe4f
 def k_centre(
     features, # array [n,d]
     k,        # rows that are picked, k ≤ n
@@ -84,7 +85,7 @@ def k_centre(
         chosen.append(int(apart.argmax()))
     return np.array(chosen)
 
-# %% ../nbs/11_select.ipynb #035e6b8d
+# %% ../nbs/11_select.ipynb #a0d854a4
 def k_means(
     features, # array [n,d]
     k,        # rows that are picked, k ≤ n
@@ -99,7 +100,7 @@ def k_means(
     chosen = [row for _, row in near]
     return np.array(chosen + [i for i in range(len(features)) if i not in chosen][:k - len(chosen)])
 
-# %% ../nbs/11_select.ipynb #0a2ccc76
+# %% ../nbs/11_select.ipynb #32e66979
 def herding(
     features, # array [n,d]
     k,        # rows that are picked, k ≤ n
@@ -113,7 +114,7 @@ def herding(
         total = total + features[chosen[-1]]
     return np.array(chosen)
 
-# %% ../nbs/11_select.ipynb #c682e3dd
+# %% ../nbs/11_select.ipynb #32626bdb
 def facility_location(
     features, # array [n,d]
     k,        # rows that are picked, k ≤ n
@@ -128,7 +129,7 @@ def facility_location(
         nearest = np.minimum(nearest, apart[:, chosen[-1]])
     return np.array(chosen)
 
-# %% ../nbs/11_select.ipynb #f4a43771
+# %% ../nbs/11_select.ipynb #6e047a2e
 def predictive(
     features,  # array [n,d]
     labels,    # array [n], 0 to C - 1
@@ -154,7 +155,7 @@ def predictive(
 
 TOGETHER_AT_MOST = 12_000 # candidates whose inner products are held in memory, 1.2 GB
 
-# %% ../nbs/11_select.ipynb #6acb50cf
+# %% ../nbs/11_select.ipynb #955e53de
 @dataclass(frozen=True)
 class Pool:
     "The candidates of one class in the order of their identities: all that a strategy may look at."
