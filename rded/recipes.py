@@ -9,29 +9,36 @@ __all__ = ['TILES', 'LOSSES', 'MIXES', 'LABELS', 'RATES', 'BATCHES', 'SMALL', 'L
            'recovery_of', 'Published', 'published_rows', 'published', 'Recipe', 'citable', 'Data', 'paper_factor',
            'dataset_of', 'cell', 'tiny', 'get']
 
-# %% ../nbs/40_recipes.ipynb #4a753f8d
+# %% ../nbs/40_recipes.ipynb #1c849f4c
 import csv, difflib
+from math import isfinite
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #05623895
+# %% ../nbs/40_recipes.ipynb #9df8fb97
 TILES = ('rows-and-columns', 'all', 'none')
 LOSSES = ('kl', 'mse')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
          'mixup': dict(mix_alpha=0.8, temperature=4.0),
          'none': dict(mix_alpha=0.0, temperature=20.0)}     # our choice: the temperature of CutMix
 
+def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v)
+
 def _at_least_one(thing, **values):
     for name, v in values.items():
-        if v < 1: raise ValueError(f'{thing}: {name} is {v}: give 1 or more')
+        if not _number(v) or v < 1: raise ValueError(f'{thing}: {name} is {v}: give 1 or more')
 
 def _share(thing, **values):
     for name, v in values.items():
-        if not 0 <= v <= 1: raise ValueError(f'{thing}: {name} is {v}: give a share from 0 to 1')
+        if not _number(v) or not 0 <= v <= 1: raise ValueError(f'{thing}: {name} is {v}: give a share from 0 to 1')
+
+def _above_zero(thing, **values):
+    for name, v in values.items():
+        if not _number(v) or not 0 < v < 1e30: raise ValueError(f'{thing}: {name} is {v}: give a number above 0')
 
 def _one_of(thing, name, value, choices):
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{thing}: {name} is {value!r}: choose from {', '.join(choices)}")
 
 @dataclass(frozen=True)
@@ -69,12 +76,13 @@ class Training:
         _at_least_one('training', epochs=self.epochs, batch_size=self.batch_size, bn_updates=self.bn_updates)
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES); _one_of('training', 'loss', self.loss, LOSSES)
         _share('training', decay_from=self.decay_from, one_tile=self.one_tile, average=self.average)
-        if not self.lr > 0: raise ValueError(f'training: lr is {self.lr}: give a rate above 0')
+        _above_zero('training', lr=self.lr, temperature=self.temperature, stretch=self.stretch, min_scale=1 if self.min_scale is None else self.min_scale)
+        _share('training', weight_decay=self.weight_decay)
 
-# %% ../nbs/40_recipes.ipynb #a8f7ab4a
+# %% ../nbs/40_recipes.ipynb #8d0df9f2
 LABELS = {'region': ('', ''), 'hard': ('-hard', '-hard'), 'fixed': ('-fixed', ', labels fixed')}  # kind: what it adds to the name of the file, of the training
 
-# %% ../nbs/40_recipes.ipynb #5404643a
+# %% ../nbs/40_recipes.ipynb #e8062334
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -90,7 +98,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #6866bb6c
+# %% ../nbs/40_recipes.ipynb #04130684
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -102,7 +110,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #df9286f0
+# %% ../nbs/40_recipes.ipynb #923c2766
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -119,19 +127,19 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #fdad479a
+# %% ../nbs/40_recipes.ipynb #b12100b0
 def changed(settings, **values):
     "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
     told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
-# %% ../nbs/40_recipes.ipynb #0752af2b
+# %% ../nbs/40_recipes.ipynb #2d794960
 def stated(recipe):
     "The recipe with its smallest crop written down, 1/factor, which then holds for sets of whole images, too."
     return replace(recipe, training=replace(recipe.training, min_scale=recipe.training.min_scale or 1 / recipe.factor))
 
-# %% ../nbs/40_recipes.ipynb #47fc1624
+# %% ../nbs/40_recipes.ipynb #832be202
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -179,7 +187,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #1988d38c
+# %% ../nbs/40_recipes.ipynb #b5e6212b
 @dataclass(frozen=True)
 class Recovery:
     "How SRe2L optimises images; rates are per pixel after normalisation."
@@ -207,7 +215,7 @@ def recovery_of(dataset=None, size=32):
     like = 'CIFAR-10' if size < 64 else 'Tiny-ImageNet' if size < 128 else 'ImageNet-1K'
     return RECOVERIES.get(dataset, RECOVERIES[like])
 
-# %% ../nbs/40_recipes.ipynb #41b6b856
+# %% ../nbs/40_recipes.ipynb #c6cec115
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -244,7 +252,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #71c52a8f
+# %% ../nbs/40_recipes.ipynb #49335b12
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -304,7 +312,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #bd08814a
+# %% ../nbs/40_recipes.ipynb #72cfebef
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -339,7 +347,7 @@ def dataset_of(name):
     plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
     return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
 
-# %% ../nbs/40_recipes.ipynb #5dd8f614
+# %% ../nbs/40_recipes.ipynb #99fff81d
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -365,7 +373,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #7021d335
+# %% ../nbs/40_recipes.ipynb #e3239457
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):
