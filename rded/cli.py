@@ -9,7 +9,7 @@ __all__ = ['REMEDIES', 'FORMATS', 'PIXELS', 'RANDOM', 'METHODS', 'DATA', 'SPARES
            'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report',
            'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'heard', 'main']
 
-# %% ../nbs/47_cli.ipynb #eb31cddd
+# %% ../nbs/47_cli.ipynb #f5e67b79
 import _thread, argparse, errno, os, shlex, signal, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from .files import printable
 
 from . import ranks
 
-# %% ../nbs/47_cli.ipynb #23511f79
+# %% ../nbs/47_cli.ipynb #fa6c06d5
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -41,7 +41,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #4a4bc18d
+# %% ../nbs/47_cli.ipynb #20b8ff72
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -59,7 +59,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #900f984b
+# %% ../nbs/47_cli.ipynb #866cb522
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -69,7 +69,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #b4ff8789
+# %% ../nbs/47_cli.ipynb #715706c5
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -90,7 +90,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #55f42f80
+# %% ../nbs/47_cli.ipynb #0c472f42
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(printable(title))
@@ -112,7 +112,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #f78632ec
+# %% ../nbs/47_cli.ipynb #20d12b2a
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -165,7 +165,7 @@ def _presented(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return _described(made, path)
 
-# %% ../nbs/47_cli.ipynb #a83174cb
+# %% ../nbs/47_cli.ipynb #629c36ff
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -269,7 +269,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #5842fc07
+# %% ../nbs/47_cli.ipynb #bcce888e
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -300,7 +300,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return result
 
-# %% ../nbs/47_cli.ipynb #fcfaaf42
+# %% ../nbs/47_cli.ipynb #0efb05e9
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -343,7 +343,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #e53a754d
+# %% ../nbs/47_cli.ipynb #c7423305
 def _decoded(val, size, workers):
     "The validation images in memory, if they fit: what cannot be read is said before any work, and left out."
     from rded.observer import fits_in_memory
@@ -426,7 +426,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #555595ec
+# %% ../nbs/47_cli.ipynb #6f4c3768
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -533,7 +533,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #cecb5d91
+# %% ../nbs/47_cli.ipynb #96944ae7
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -593,7 +593,7 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #113a37ae
+# %% ../nbs/47_cli.ipynb #a3bc308a
 DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
@@ -713,7 +713,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #bd0896a9
+# %% ../nbs/47_cli.ipynb #b171cac4
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)

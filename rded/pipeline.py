@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'resu
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'the_observer',
            'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #b7d1cd6b
+# %% ../nbs/41_pipeline.ipynb #99510a4a
 import platform
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from .select import looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
-# %% ../nbs/41_pipeline.ipynb #7fe421a6
+# %% ../nbs/41_pipeline.ipynb #57b20fd9
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -55,7 +55,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #0c32a2f0
+# %% ../nbs/41_pipeline.ipynb #5a4814ef
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -76,7 +76,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #43efc410
+# %% ../nbs/41_pipeline.ipynb #d3dd63d8
 def make_and_save(
     folder,            # that is to be
     method: str,       # a key of METHODS
@@ -95,7 +95,7 @@ def make_and_save(
     forget(keep)
     return made
 
-# %% ../nbs/41_pipeline.ipynb #261499f0
+# %% ../nbs/41_pipeline.ipynb #e8afb27d
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -149,7 +149,7 @@ def trained_with(training, labels) -> str:
     if labels.kind == 'live': return training.name
     return training.name + (LABELS['hard'][1] if labels.kind == 'hard' else f', labels {labels.name}')
 
-# %% ../nbs/41_pipeline.ipynb #2c34fe33
+# %% ../nbs/41_pipeline.ipynb #9bf43450
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -179,7 +179,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #4e15f384
+# %% ../nbs/41_pipeline.ipynb #7b2f9f99
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
@@ -189,6 +189,7 @@ def run(
     methods=('rded', 'random-images'),
     *,
     labels='region',            # 'region', 'fixed' or 'hard', see `recipes.LABELS`
+    labeller=None,              # file or name, or several, that labels in place of the observer that scores
     check=True,                 # of the class order
     download=False,
     spares=None,                # of tar shards: images of a class kept beside the drawn ones, for broken ones
@@ -201,17 +202,19 @@ def run(
     for method in methods:
         if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     if labels not in LABELS: raise ValueError(f'unknown labels {labels!r}: choose from {", ".join(LABELS)}')
+    if labeller and labels == 'hard': raise ValueError(f'labeller {labeller}: hard labels have none, leave it out')
     kept = ranks.first(lambda: None if _trains(recipe, observer, out) else drawn_by(recipe, {*seeds, 0}, spares))     # 0: the class check draws, too
     images, val = datasets.load(data, 'train', download, drawn=kept, progress=progress), datasets.load(data, 'val', download)
     if len(images.classes) != recipe.classes: raise ValueError(f'recipe {recipe.name} is for {recipe.classes} classes, {images.name} has {len(images.classes)}: choose another recipe, or use `rded distill`')
     val = val.in_memory(recipe.size, workers) if val.x is None or val.x.shape[-1] != recipe.size else val
     eyes = the_observer(recipe, images, val, observer, out, check, device, workers, log, progress)
+    teacher = the_observer(recipe, images, val, labeller, out, check, device, workers, log, progress) if labeller else eyes
     results = []
     for seed in seeds:
         for method in methods:
             file = out / 'results' / f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json'
-            results.append(ranks.first(lambda: finished(file, recipe, eyes, val, labels)) or
-                           run_cell(recipe, method, seed, images, val, eyes, out, file, labels, device, batch, workers,
+            results.append(ranks.first(lambda: finished(file, recipe, teacher, val, labels)) or
+                           run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers,
                                     dict(precision=precision, command=command, note=note, progress=progress)))
             r = results[-1]
             log(f'{recipe.name} {method} seed {seed}: {r["top1"]:.2f} % top-1 on {r["n"]} images, {r["updates"]} updates, {r["seconds"]:.0f} s of training')
@@ -250,11 +253,11 @@ def finished(file, recipe, eyes, val, labels):
     check_same(file, {**found, 'observer': (found.get('observer') or {}).get('sha256'), 'epochs': found['curve'][-1]['epoch'] if found.get('curve') else None}, asked)
     return found
 
-def run_cell(recipe, method, seed, images, val, eyes, out, file, labels, device, batch, workers, how) -> dict:
+def run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, how) -> dict:
     "Make the set (or load it where it stands), train, evaluate, write the result."
     folder = out / 'sets' / f'{recipe.name}-{method}-seed{seed}'
     if not ranks.first(folder.exists): make_and_save(folder, method, recipe, images, eyes, seed, batch=batch, workers=workers, device=device, progress=how['progress'])
     made = DistilledSet.load(_on_every_node(folder))
-    _, found = train_set(made, eyes if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, eyes) if labels == 'fixed' else None, device=device, **how)
+    _, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, **how)
     if not ranks.rank(): write_json(file, found)
     return found
