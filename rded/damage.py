@@ -7,13 +7,13 @@ __all__ = ['FORMATS', 'SIZES', 'KINDS', 'CHILD', 'EXTREMES', 'MALFORMED', 'MEASU
            'write_damaged', 'read_apart', 'table', 'as_data_set', 'places', 'spoiled', 'through_command', 'workshop',
            'targets', 'try_commands']
 
-# %% ../nbs/49_damage.ipynb #6fe05d36
+# %% ../nbs/49_damage.ipynb #1fa6ef68
 import copy, io, json, random, re, shutil, signal, struct, subprocess, sys, tempfile, zlib
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-# %% ../nbs/49_damage.ipynb #74850364
+# %% ../nbs/49_damage.ipynb #031b4638
 def _jpeg_parts(data):
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -45,7 +45,7 @@ def parts(
     "(start, end) of the segments or chunks of a file."
     return [(a, min(b, len(data))) for a, b in FORMATS[format][1](data)]
 
-# %% ../nbs/49_damage.ipynb #b37f0748
+# %% ../nbs/49_damage.ipynb #0a896cbe
 def _flip(data, format, rng, other):
     out = bytearray(data)
     for _ in range(rng.choice((1, 3, 20))): out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
@@ -71,7 +71,7 @@ def _blank(data, format, rng, other):
     out[a:a + n] = bytes([rng.choice((0, 255))]) * n
     return out
 
-# %% ../nbs/49_damage.ipynb #e3480486
+# %% ../nbs/49_damage.ipynb #6083292c
 def _checked(data):
     "A PNG whose checksums are right."
     out = bytearray(data)
@@ -107,7 +107,7 @@ def _size(data, format, rng, other):
         if format == 'WEBP' and data[a:a + 4] == b'VP8X': out[a + 12:a + 18] = rng.randbytes(6)
     return _checked(out) if format == 'PNG' else out
 
-# %% ../nbs/49_damage.ipynb #21574b10
+# %% ../nbs/49_damage.ipynb #e7cd7c47
 def _again(data, format, **notes):
     "The same picture, encoded anew with these notes."
     from PIL import Image
@@ -143,7 +143,7 @@ def damaged(
     "The file with that kind of damage; the same bytes for the same seed."
     return bytes(KINDS[kind](data, format, random.Random(f'{kind} {seed}'), other))
 
-# %% ../nbs/49_damage.ipynb #430dba00
+# %% ../nbs/49_damage.ipynb #0779e61c
 def sound_files(
     folder,  # of images, anywhere below it
     count,
@@ -182,7 +182,7 @@ def write_damaged(
         made.append((path, format, kind))
     return made
 
-# %% ../nbs/49_damage.ipynb #43022baf
+# %% ../nbs/49_damage.ipynb #e43c5ebc
 CHILD = '''
 import json, resource, signal, sys, time
 from rded.images import read_image, whole
@@ -224,7 +224,7 @@ def read_apart(
             found, noise = found + more, noise + told
     return found, noise
 
-# %% ../nbs/49_damage.ipynb #2b695d9f
+# %% ../nbs/49_damage.ipynb #f1d2d0d3
 def table(
     made,  # of `write_damaged`
     found, # of `read_apart`
@@ -237,7 +237,7 @@ def table(
         cell[row['fate']] += 1
     return counts
 
-# %% ../nbs/49_damage.ipynb #80a40e08
+# %% ../nbs/49_damage.ipynb #eebcd009
 def as_data_set(
     folder, # with train/<class>/…
     made,   # of `write_damaged`
@@ -259,7 +259,7 @@ def as_data_set(
     return {'files': len(images), 'reported': len(reported), 'left out in memory': len(whole), 'left out of scoring': len(broken),
             'disagreeing': sorted((reported ^ whole) | (reported ^ broken))[:20]}
 
-# %% ../nbs/49_damage.ipynb #cefcbe16
+# %% ../nbs/49_damage.ipynb #3364ddf6
 EXTREMES = (None, True, -1, 0, 0.5, 2 ** 63, 1e308, '', '../../../etc/passwd', '/etc/passwd', 'a\0b', '\x1b[31m\n<script>|`x`', [], [None], {}, {'x': {}})
 
 def places(value, path=()):
@@ -289,7 +289,7 @@ MALFORMED = {'empty': b'', 'half': b'{"format": "rded-1", "ima', 'NaN': b'{"form
              'not UTF-8': b'{"format": "\xff\xfe"}', 'zero bytes': bytes(1000), 'brackets a million deep': b'[' * 10 ** 6, 'objects a million deep': b'{"a":' * 10 ** 6,
              'five thousand digits': b'{"format": 1' + b'0' * 5000 + b'}', 'gzip of nothing': b'\x1f\x8b', 'xz of nothing': b'\xfd7zXZ\0', 'lone surrogate': b'{"format": "\\ud800"}'}
 
-# %% ../nbs/49_damage.ipynb #cbd997f4
+# %% ../nbs/49_damage.ipynb #7969d36d
 def through_command(
     argv, # of the command
     names=('',), # one of which its complaint has to hold
@@ -306,7 +306,7 @@ def through_command(
     well = status == 2 and len(lines) == 1 and lines[0].startswith('rded: ') and any(name in lines[0] for name in names)
     return ('refused' if well else 'crashed'), f'status {status}: {said.strip()}'
 
-# %% ../nbs/49_damage.ipynb #03c2c702
+# %% ../nbs/49_damage.ipynb #8545ae1d
 MEASURED = {'format': 'rded-bench-1', 'stage': 'score', 'data': 'real', 'observer': 'random weights', 'growth': {'images': [{'value': 75, 'seconds': 0.2, 'peak_memory_mb': 9.5}, {'value': 150, 'seconds': 0.4, 'peak_memory_mb': 9.5}]},
             **{a: {**{side: {'seconds': [2.0, 2.1], 'median': 2.05, 'peak_memory_mb': 9.5, 'told': None} for side in ('published scoring', 'our scoring')}, 'ratios': {'our scoring': 3.1}} for a in ('as it stands', 'allocator tuned')}}
 
@@ -360,7 +360,7 @@ def _of_network(shop):
 
 def _of_results(shop): yield lambda: ['report', '--results', shop / 'bad-results', '--out', _gone(shop / 'report')]
 
-# %% ../nbs/49_damage.ipynb #9b725c81
+# %% ../nbs/49_damage.ipynb #e4197fd8
 def _written(value): return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 def _put_labels(path, value):

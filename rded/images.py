@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'to_tensor', 'to_image', 'show_images', 'to_rgb', 'naming', 'read_image', 'crop_resize', 'whole']
 
-# %% ../nbs/01_images.ipynb #3623bfa2
+# %% ../nbs/01_images.ipynb #9415f5b4
 import warnings
 from contextlib import contextmanager
 from io import BytesIO
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../nbs/01_images.ipynb #06a3b661
+# %% ../nbs/01_images.ipynb #1d266f76
 def to_tensor(img):
     "An RGB Pillow image as uint8 `[3,h,w]`; `ValueError` for any other mode."
     if img.mode != 'RGB': raise ValueError(f'an image of mode {img.mode}: read_image gives RGB')
@@ -26,7 +26,7 @@ def to_image(x):
         raise ValueError(f'{x.dtype} {list(x.shape)}: an image is uint8 [3,h,w]')
     return Image.fromarray(x.permute(1, 2, 0).contiguous().cpu().numpy())
 
-# %% ../nbs/01_images.ipynb #5729c686
+# %% ../nbs/01_images.ipynb #02a1b2e7
 def _array(x):
     "One image, Pillow or tensor, as an array `[h,w,3]` for matplotlib."
     if isinstance(x, Image.Image): return np.asarray(x.convert('RGB'))
@@ -42,7 +42,7 @@ def _cell(arrays, scale):
     largest, side = max(max(a.shape[:2]) for a in arrays), 70 * scale
     return side if largest > side else side // largest * largest
 
-# %% ../nbs/01_images.ipynb #4d21e465
+# %% ../nbs/01_images.ipynb #497f6db1
 def show_images(
     x,           # tensor [n,3,h,w] or [3,h,w], uint8 or float in [0,1]; or a list of Pillow images and tensors of any sizes
     titles=None, # a line above each image
@@ -67,7 +67,7 @@ def show_images(
     plt.close(fig)
     return fig
 
-# %% ../nbs/01_images.ipynb #a4e55e45
+# %% ../nbs/01_images.ipynb #08770088
 def _upright(img):
     "Turned as its EXIF orientation says; as it is where the EXIF block is damaged."
     try: return ImageOps.exif_transpose(img)
@@ -94,10 +94,10 @@ def to_rgb(img):
     rgb.info = {}
     return rgb
 
-# %% ../nbs/01_images.ipynb #286e1254
+# %% ../nbs/01_images.ipynb #a39edf50
 MAX_PIXELS = 178_956_970  # where Pillow itself suspects a decompression bomb: half a gigabyte of RGB
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
-warnings.filterwarnings('ignore', '(?i).*corrupt exif', module='PIL')
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')  # what it says of damaged notes (EXIF) is of no use here
 
 def _name(source):
     "What to call a source in an error."
@@ -118,7 +118,7 @@ def naming(name):
     except MemoryError: raise
     except Exception as error: raise ValueError(f'{name}: {_reason(error)}') from error
 
-# %% ../nbs/01_images.ipynb #45af8568
+# %% ../nbs/01_images.ipynb #968eebee
 def _decode(source):
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as img:
         if img.width * img.height > MAX_PIXELS: raise ValueError(f'more than {MAX_PIXELS} pixels')
@@ -132,7 +132,7 @@ def read_image(
     "The image as upright RGB; `ValueError` that names it when it is broken, too large, or not an image."
     with naming(name or _name(source)): return _decode(source)
 
-# %% ../nbs/01_images.ipynb #6ea9b9f0
+# %% ../nbs/01_images.ipynb #112b9e1e
 def crop_resize(
     img,  # RGB Pillow image
     box,  # (top, left, height, width) in whole pixels, inside the image
@@ -144,7 +144,7 @@ def crop_resize(
         raise ValueError(f'box {[top, left, height, width]} is not inside an image of height {img.height} and width {img.width}')
     return img.crop((left, top, left + width, top + height)).resize((size, size), Image.BILINEAR)
 
-# %% ../nbs/01_images.ipynb #380e1318
+# %% ../nbs/01_images.ipynb #40d8ec2d
 def _middle(img, width, height):
     "The central `width`×`height` part, rounded as torchvision rounds."
     left, top = round((img.width - width) / 2), round((img.height - height) / 2)
