@@ -453,7 +453,7 @@ def test_an_observer_that_answers_with_no_number_is_named(own, capsys):
     with torch.no_grad(): next(iter(net.body.parameters())).fill_(float('nan'))
     models.save(net, own / 'nan.safetensors')
     argv = ['relabel', '--distilled', own / 'set', '--observer', own / 'nan.safetensors', '--epochs', '1', '--no-check', '--quiet', '--out', own / 'new']
-    assert main(list(map(str, argv))) == 2 and 'not a number' in capsys.readouterr().err
+    assert main(list(map(str, argv))) == 2 and 'the observer nan.safetensors answers with numbers that are not finite' in capsys.readouterr().err
 
 
 def test_other_library_versions_are_told_and_a_run_is_not_continued_with_them(own, capsys, monkeypatch):
