@@ -9,13 +9,13 @@ __all__ = ['CLASSES', 'SITE', 'COMMANDS', 'PATIENCE', 'STEPS', 'PASSING', 'TIMES
            'small_disk', 'break_images', 'broken_images', 'spoil_observer', 'unsound_observer', 'everything',
            'own_process', 'measure', 'spoken']
 
-# %% ../nbs/50_faults.ipynb #2b91f067
+# %% ../nbs/50_faults.ipynb #136cefac
 import contextlib, io, json, os, random, re, resource, shlex, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-# %% ../nbs/50_faults.ipynb #91cd9d32
+# %% ../nbs/50_faults.ipynb #badc7bdc
 CLASSES = 4
 
 def digit_files(root, classes=CLASSES, train=24, val=6):
@@ -41,7 +41,7 @@ def cifar_archive(path, each=6):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
-# %% ../nbs/50_faults.ipynb #4323f656
+# %% ../nbs/50_faults.ipynb #edafa6bd
 SITE = ('observer --data {site}/data --arch conv3 --size 16 --epochs 2 --out {site}/observer.safetensors',
         'distill --data {site}/data --observer {site}/observer.safetensors --ipc 2 --preselect 8 --crops 2 --out {site}/set',
         'relabel --distilled {site}/set --observer {site}/observer.safetensors --epochs 4 --part-epochs 2 --no-check --out {site}/labels',
@@ -83,7 +83,7 @@ def make_site(root):
         ended = attempt(shlex.split(line), root, root)
         if ended.code: raise RuntimeError(f'{line}: {ended.said}')
 
-# %% ../nbs/50_faults.ipynb #a68aa1e0
+# %% ../nbs/50_faults.ipynb #b82c0521
 @dataclass(frozen=True)
 class Ended:
     "How an attempt ended."
@@ -183,7 +183,7 @@ def _strays(leader, patience=10):
     for pid in left: os.kill(pid, signal.SIGKILL)
     return len(left)
 
-# %% ../nbs/50_faults.ipynb #22c32e1c
+# %% ../nbs/50_faults.ipynb #6dbc62bb
 PASSING = {'seconds', 'peak_memory_mb', 'environment', 'commit', 'warm_up', 'command', 'page', 'median', 'notebook', 'made'}    # of a result: it says when and where
 
 def _lasting(value):
@@ -209,10 +209,14 @@ def leftovers(folder):
     "What unfinished work is left under a folder."
     return [str(p.relative_to(folder)) for p in Path(folder).rglob('.*') if p.name.startswith(('.part', '.preparing', '.running'))]
 
+def _lines(path):
+    "Text whose last line has ended."
+    if path.read_bytes()[-1:] != b'\n': raise ValueError(f'{path} breaks off')
+
 def _readable(path):
-    "Whether a file that grows with the work can be read."
+    "Whether a file that grows with the work, or tells of its state, can be read."
     from rded.files import Log, load_tensors, read_json
-    try: {'.json': read_json, '.safetensors': load_tensors, '.jsonl': lambda p: list(Log(p))}[path.suffix](path)
+    try: {'.json': read_json, '.ipynb': read_json, '.safetensors': load_tensors, '.jsonl': lambda p: list(Log(p)), '.md': _lines, '.log': Path.read_text}[path.suffix](path)
     except (ValueError, KeyError): return False
     return True
 
@@ -225,7 +229,7 @@ def stamps(folder, patterns):
     found = ((str(p.relative_to(folder)), p.stat()) for p in Path(folder).rglob('*'))
     return {name: (s.st_ino, s.st_mtime_ns) for name, s in found if any(fnmatch(name, pattern) for pattern in patterns) and '/.' not in f'/{name}'}
 
-# %% ../nbs/50_faults.ipynb #bfe09b9e
+# %% ../nbs/50_faults.ipynb #9e5cd4d6
 class Trial:
     "A command and what it leaves when nobody disturbs it."
     def __init__(self, name, site, root):
@@ -268,7 +272,7 @@ class Trial:
         wrong += [f'{n} is left over' for n in leftovers(folder) if not stands]
         return wrong + [f'{ended.strays} processes are left'] * bool(ended.strays), len(before)
 
-# %% ../nbs/50_faults.ipynb #3bb3e957
+# %% ../nbs/50_faults.ipynb #1b3f36c3
 TIMES = 3   # a command is disturbed in a row, at most, before it may run to its end
 
 def _at_moments(number):
@@ -298,7 +302,7 @@ def steps_of(trial):
     while low + 1 < high: low, high = (low, (low + high) // 2) if enough((low + high) // 2) else ((low + high) // 2, high)
     return low
 
-# %% ../nbs/50_faults.ipynb #79d1c389
+# %% ../nbs/50_faults.ipynb #df805adf
 def acceptable(fault, ended):
     "What is wrong with the end of a disturbed command, in words."
     if ended.strays: return f'{ended.strays} processes are left'
@@ -337,7 +341,7 @@ def tried(trial, fault, times, seed=0, disturb=None, at=None):
         shutil.rmtree(folder)
     return row
 
-# %% ../nbs/50_faults.ipynb #f52bfb28
+# %% ../nbs/50_faults.ipynb #4e6a411e
 def may_mount():
     "Whether this process may mount a file system."
     with tempfile.TemporaryDirectory() as folder:
@@ -367,7 +371,7 @@ def _summed(rows):
         for code, n in r['statuses'].items(): statuses[code] = statuses.get(code, 0) + n
     return {**first, **{k: sum(r[k] for r in rows) for k in ('tried', 'disturbed', 'kept', 'wrong')}, 'statuses': statuses, 'examples': [e for r in rows for e in r['examples']][:3]}
 
-# %% ../nbs/50_faults.ipynb #dbee104a
+# %% ../nbs/50_faults.ipynb #0a944ed1
 def _bad_crc(data):
     "A PNG whose pixels do not have the check sum that it states."
     at = data.index(b'IDAT') + 8
@@ -426,7 +430,7 @@ def _unlike(folder, broken, first, second):
     named = [line.split()[2] for line in first.said.splitlines() if line.startswith('rded: note:')]
     return wrong + ['the names on the terminal are not those in the manifest'] * (sorted(named) != sorted(spoilt['broken']) or len(set(named)) < len(named))
 
-# %% ../nbs/50_faults.ipynb #68048f68
+# %% ../nbs/50_faults.ipynb #b36e746e
 def spoil_observer(path, out, way):
     "Write a network whose answers are not numbers."
     from rded.files import load_tensors, save_tensors
@@ -458,7 +462,7 @@ def unsound_observer(site, root):
                 shutil.rmtree(folder)
     return row
 
-# %% ../nbs/50_faults.ipynb #7c38cefc
+# %% ../nbs/50_faults.ipynb #42f8876e
 def everything(
     commands=None,   # names in COMMANDS; all unless told
     faults=None,     # names in FAULTS, and 'a disk that is full'; all unless told
@@ -502,13 +506,15 @@ def own_process(**how):
     return json.loads(done.stdout.splitlines()[-1])
 
 def measure(out, times=20, log=None, **how):
-    "Try everything, and write `out`/faults.json."
+    "Try everything, or some commands and faults, and write `out`/faults.json; what stands there of others stays, with its commit."
     from rded import pipeline
-    from rded.files import write_json
-    found = {'format': FORMAT, **own_process(times=times, **how), 'environment': pipeline.environment('cpu'), 'commit': pipeline.commit()}
-    write_json(Path(out, 'faults.json'), found)
-    for row in found['rows'] if log else (): log(spoken(row))
-    return found
+    from rded.files import read_json, write_json
+    found, file, commit = own_process(times=times, **how), Path(out, 'faults.json'), pipeline.commit()
+    fresh = [{**row, 'commit': commit} for row in found['rows']]
+    known = {(r['fault'], r['command']): r for r in [*(read_json(file)['rows'] if file.exists() else ()), *fresh]}
+    write_json(file, {'format': FORMAT, 'rows': list(known.values()), 'left_out': found['left_out'], 'environment': pipeline.environment('cpu'), 'commit': commit})
+    for row in fresh if log else (): log(spoken(row))
+    return read_json(file)
 
 def spoken(row):
     "A row in one line."
