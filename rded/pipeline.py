@@ -7,11 +7,12 @@ __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'resu
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'the_observer',
            'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #99510a4a
+# %% ../nbs/41_pipeline.ipynb #52995aef
 import platform
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from .select import looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
-# %% ../nbs/41_pipeline.ipynb #57b20fd9
+# %% ../nbs/41_pipeline.ipynb #08c89a6f
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -55,7 +56,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #5a4814ef
+# %% ../nbs/41_pipeline.ipynb #aba649f0
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -76,7 +77,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #d3dd63d8
+# %% ../nbs/41_pipeline.ipynb #249247df
 def make_and_save(
     folder,            # that is to be
     method: str,       # a key of METHODS
@@ -95,7 +96,7 @@ def make_and_save(
     forget(keep)
     return made
 
-# %% ../nbs/41_pipeline.ipynb #e8afb27d
+# %% ../nbs/41_pipeline.ipynb #f8389527
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -149,7 +150,7 @@ def trained_with(training, labels) -> str:
     if labels.kind == 'live': return training.name
     return training.name + (LABELS['hard'][1] if labels.kind == 'hard' else f', labels {labels.name}')
 
-# %% ../nbs/41_pipeline.ipynb #9bf43450
+# %% ../nbs/41_pipeline.ipynb #c707a837
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -171,15 +172,16 @@ def processor() -> str:
     names = [line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
     return f'{names[0] if names else platform.machine()}, {os.cpu_count()} cores'
 
+@cache
 def commit():
-    "The commit of the code that runs, None outside a repository; '+' where it was changed since."
+    "The commit of the code that runs, as it stood when it was first asked for; None outside a repository; '+' where it was changed since."
     here = Path(__file__).parent if '__file__' in globals() else Path()
     git = lambda *words: subprocess.run(['git', *words], cwd=here, capture_output=True, text=True)
     try: head, changed = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--', '.')
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #7b2f9f99
+# %% ../nbs/41_pipeline.ipynb #43489506
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
