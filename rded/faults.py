@@ -9,13 +9,13 @@ __all__ = ['CLASSES', 'SITE', 'COMMANDS', 'PATIENCE', 'STEPS', 'PASSING', 'TIMES
            'small_disk', 'break_images', 'broken_images', 'spoil_observer', 'unsound_observer', 'everything',
            'own_process', 'measure', 'spoken']
 
-# %% ../nbs/50_faults.ipynb #d8eb3e20
+# %% ../nbs/50_faults.ipynb #63819b9f
 import contextlib, io, json, os, random, re, resource, shlex, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-# %% ../nbs/50_faults.ipynb #ca3d3b36
+# %% ../nbs/50_faults.ipynb #141fcc1e
 CLASSES = 4
 
 def digit_files(root, classes=CLASSES, train=24, val=6):
@@ -41,7 +41,7 @@ def cifar_archive(path, each=6):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
-# %% ../nbs/50_faults.ipynb #e6e2d2b3
+# %% ../nbs/50_faults.ipynb #44ba3842
 SITE = ('observer --data {site}/data --arch conv3 --size 16 --epochs 2 --out {site}/observer.safetensors',
         'distill --data {site}/data --observer {site}/observer.safetensors --ipc 2 --preselect 8 --crops 2 --out {site}/set',
         'relabel --distilled {site}/set --observer {site}/observer.safetensors --epochs 4 --part-epochs 2 --no-check --out {site}/labels',
@@ -83,7 +83,7 @@ def make_site(root):
         ended = attempt(shlex.split(line), root, root)
         if ended.code: raise RuntimeError(f'{line}: {ended.said}')
 
-# %% ../nbs/50_faults.ipynb #85498632
+# %% ../nbs/50_faults.ipynb #02981467
 @dataclass(frozen=True)
 class Ended:
     "How an attempt ended."
@@ -183,7 +183,7 @@ def _strays(leader, patience=10):
     for pid in left: os.kill(pid, signal.SIGKILL)
     return len(left)
 
-# %% ../nbs/50_faults.ipynb #7a9cc0b6
+# %% ../nbs/50_faults.ipynb #d535374a
 PASSING = {'seconds', 'peak_memory_mb', 'environment', 'commit', 'warm_up', 'command', 'page', 'median', 'notebook', 'made', 'done', 'stood'}    # of a result: it says when and where, or what this run found and what it did
 
 def _lasting(value):
@@ -229,7 +229,7 @@ def stamps(folder, patterns):
     found = ((str(p.relative_to(folder)), p.stat()) for p in Path(folder).rglob('*'))
     return {name: (s.st_ino, s.st_mtime_ns) for name, s in found if any(fnmatch(name, pattern) for pattern in patterns) and '/.' not in f'/{name}'}
 
-# %% ../nbs/50_faults.ipynb #bf0eb440
+# %% ../nbs/50_faults.ipynb #d6bb7957
 class Trial:
     "A command and what it leaves when nobody disturbs it."
     def __init__(self, name, site, root):
@@ -272,7 +272,7 @@ class Trial:
         wrong += [f'{n} is left over' for n in leftovers(folder) if not stands]
         return wrong + [f'{ended.strays} processes are left'] * bool(ended.strays), len(before)
 
-# %% ../nbs/50_faults.ipynb #a3df279a
+# %% ../nbs/50_faults.ipynb #83b46908
 TIMES = 3   # a command is disturbed in a row, at most, before it may run to its end
 
 def _at_moments(number):
@@ -302,7 +302,7 @@ def steps_of(trial):
     while low + 1 < high: low, high = (low, (low + high) // 2) if enough((low + high) // 2) else ((low + high) // 2, high)
     return low
 
-# %% ../nbs/50_faults.ipynb #ff3ac955
+# %% ../nbs/50_faults.ipynb #9ee95d96
 def acceptable(fault, ended):
     "What is wrong with the end of a disturbed command, in words."
     if ended.strays: return f'{ended.strays} processes are left'
@@ -341,7 +341,7 @@ def tried(trial, fault, times, seed=0, disturb=None, at=None):
         shutil.rmtree(folder)
     return row
 
-# %% ../nbs/50_faults.ipynb #6cefa4e1
+# %% ../nbs/50_faults.ipynb #8dc8b80b
 def may_mount():
     "Whether this process may mount a file system."
     with tempfile.TemporaryDirectory() as folder:
@@ -371,7 +371,7 @@ def _summed(rows):
         for code, n in r['statuses'].items(): statuses[code] = statuses.get(code, 0) + n
     return {**first, **{k: sum(r[k] for r in rows) for k in ('tried', 'disturbed', 'kept', 'wrong')}, 'statuses': statuses, 'examples': [e for r in rows for e in r['examples']][:3]}
 
-# %% ../nbs/50_faults.ipynb #fd560daf
+# %% ../nbs/50_faults.ipynb #040a23f4
 def _bad_crc(data):
     "A PNG whose pixels do not have the check sum that it states."
     at = data.index(b'IDAT') + 8
@@ -430,7 +430,7 @@ def _unlike(folder, broken, first, second):
     named = [line.split()[2] for line in first.said.splitlines() if line.startswith('rded: note:')]
     return wrong + ['the names on the terminal are not those in the manifest'] * (sorted(named) != sorted(spoilt['broken']) or len(set(named)) < len(named))
 
-# %% ../nbs/50_faults.ipynb #e6f43e29
+# %% ../nbs/50_faults.ipynb #11b3fca5
 def spoil_observer(path, out, way):
     "Write a network whose answers are not numbers."
     from rded.files import load_tensors, save_tensors
@@ -462,7 +462,7 @@ def unsound_observer(site, root):
                 shutil.rmtree(folder)
     return row
 
-# %% ../nbs/50_faults.ipynb #6e23fa4b
+# %% ../nbs/50_faults.ipynb #03440cf8
 def everything(
     commands=None,   # names in COMMANDS; all unless told
     faults=None,     # names in FAULTS, and 'a disk that is full'; all unless told
