@@ -7,9 +7,10 @@ __all__ = ['REMEDIES', 'FORMATS', 'PIXELS', 'RANDOM', 'METHODS', 'DATA', 'SPARES
            'COMMANDS', 'COMMON', 'COMPUTES', 'SPLIT', 'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings',
            'free_folder', 'free_file', 'observer', 'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export',
            'relabel', 'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report',
-           'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'heard', 'main']
+           'Parser', 'whole', 'several', 'amount', 'pair', 'setting', 'listed', 'method', 'parser', 'Interrupts',
+           'heard', 'main']
 
-# %% ../nbs/47_cli.ipynb #f5e67b79
+# %% ../nbs/47_cli.ipynb #d8e0be89
 import _thread, argparse, errno, os, shlex, signal, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from .files import printable
 
 from . import ranks
 
-# %% ../nbs/47_cli.ipynb #fa6c06d5
+# %% ../nbs/47_cli.ipynb #a77092a2
 REMEDIES = {errno.ENOSPC: 'free some space or write elsewhere', errno.EDQUOT: 'free some space or write elsewhere',
             errno.EACCES: 'check its permissions', errno.EPERM: 'check its permissions', errno.EROFS: 'write elsewhere',
             errno.ENOENT: 'check the path', errno.ENOTDIR: 'check the path', errno.EISDIR: 'give a file',
@@ -41,7 +42,7 @@ def status(error):
     if isinstance(error, KeyboardInterrupt): return 130
     return 2 if isinstance(error, (ValueError, OSError)) else 1
 
-# %% ../nbs/47_cli.ipynb #20b8ff72
+# %% ../nbs/47_cli.ipynb #3e4ca675
 def plain_lines(iterable, label, total, every=10.0):
     "Pass items on, and say how far we are every so many seconds."
     start = last = time.monotonic()
@@ -59,7 +60,7 @@ def progress_for(quiet=False):
     from tqdm import tqdm
     return lambda iterable, label, total: tqdm(iterable, label, total, leave=False)
 
-# %% ../nbs/47_cli.ipynb #866cb522
+# %% ../nbs/47_cli.ipynb #2dea6326
 @contextmanager
 def plain_warnings():
     "Within the block, warnings of rded are single lines on stderr and others are silent."
@@ -69,7 +70,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"rded: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         yield
 
-# %% ../nbs/47_cli.ipynb #715706c5
+# %% ../nbs/47_cli.ipynb #c01b9cbd
 def free_folder(path):
     "The path of a folder that can be made; ValueError when something is there already."
     path = Path(path)
@@ -90,7 +91,7 @@ def _makable(path):
     if not os.access(above, os.W_OK): raise ValueError(f'--out {path}: {above} cannot be written to: choose another or check its permissions')
     return path
 
-# %% ../nbs/47_cli.ipynb #0c472f42
+# %% ../nbs/47_cli.ipynb #3faee0b6
 def _show(title, facts):
     "A result on the terminal: a title and aligned facts."
     print(printable(title))
@@ -112,7 +113,7 @@ def observer(args, progress):
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
 
-# %% ../nbs/47_cli.ipynb #20d12b2a
+# %% ../nbs/47_cli.ipynb #dd74f4c7
 def _observer(args, images, size=None, device='cpu'):
     "The observer for these images."
     from rded.observer import get_observer
@@ -165,7 +166,7 @@ def _presented(made, path):
     _show(str(path), {**_facts(made), 'opens with': f"torchvision.datasets.ImageFolder({str(Path(path) / 'images')!r})"})
     return _described(made, path)
 
-# %% ../nbs/47_cli.ipynb #629c36ff
+# %% ../nbs/47_cli.ipynb #2ca3fba9
 class Unsound(ValueError):
     "A finding that is bad news: a line for people, and the `result` for the JSON."
     def __init__(self, message, result): super().__init__(message); self.result = result
@@ -269,7 +270,7 @@ def _exactness(made):
     by = f"by at most {d['largest']} of 255{some}" if d['compared'] else 'by how much is not known without the old images (--against DIR)'
     return f"pixels        {d['differing']} of {d['images']} images differ, {by}; {versions}"
 
-# %% ../nbs/47_cli.ipynb #bcce888e
+# %% ../nbs/47_cli.ipynb #f247f50f
 FORMATS = {'webdataset': 'tar shards', 'hf': "Parquet and a page for Hugging Face's datasets", 'manifest': 'one file, from which `rded rebuild` makes the images'}
 
 def export(args, progress):
@@ -300,7 +301,7 @@ def _export_manifest(args):
     _show(str(out), {'images': len(manifest['images']), **size, 'images from it': f'rded rebuild --manifest {out} --data DATA --out DIR'})
     return result
 
-# %% ../nbs/47_cli.ipynb #0efb05e9
+# %% ../nbs/47_cli.ipynb #5c001716
 def _order(found, made, known):
     "ValueError where the observer's answers to the distilled images are those of another class order."
     import torch
@@ -343,7 +344,7 @@ def relabel(args, progress):
         'trains with': f'rded train --distilled {args.distilled} --labels {args.out} …'})
     return {'folder': str(args.out), 'bytes': stored.bytes, **{k: v for k, v in stored.meta.items() if k != 'parts'}, 'parts': len(stored.parts)}
 
-# %% ../nbs/47_cli.ipynb #c7423305
+# %% ../nbs/47_cli.ipynb #90353f09
 def _decoded(val, size, workers):
     "The validation images in memory, if they fit: what cannot be read is said before any work, and left out."
     from rded.observer import fits_in_memory
@@ -426,7 +427,7 @@ def evaluate(args, progress):
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
 
-# %% ../nbs/47_cli.ipynb #6f4c3768
+# %% ../nbs/47_cli.ipynb #c2b2017a
 def recipes(args, progress):
     from dataclasses import asdict
     from rded.recipes import RECIPES, get
@@ -533,7 +534,7 @@ def report(args, progress):
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
-# %% ../nbs/47_cli.ipynb #96944ae7
+# %% ../nbs/47_cli.ipynb #5a975c8b
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are ValueErrors."
     def __init__(self, *args, **more): super().__init__(*args, allow_abbrev=False, **more)
@@ -593,8 +594,8 @@ def method(name):
     if name not in METHODS: raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(METHODS)}")
     return name
 
-# %% ../nbs/47_cli.ipynb #a3bc308a
-DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'"
+# %% ../nbs/47_cli.ipynb #666bddb9
+DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'; 'held-out-K:' before one of these keeps to its training split and validates on K images a class of it"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
@@ -713,7 +714,7 @@ def parser():
         for option, settings in {**own, **COMMON}.items(): command.add_argument(option, **settings)
     return top
 
-# %% ../nbs/47_cli.ipynb #b171cac4
+# %% ../nbs/47_cli.ipynb #b518b106
 def _call(argv):
     "Parse, run, and write the JSON where asked."
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -748,29 +749,45 @@ def _write(file, result):
     from rded.files import write_json
     if file and not ranks.rank(): write_json(file, result)
 
+class Interrupts:
+    "Takes Ctrl-C: noted always, raised as KeyboardInterrupt only between `raising` set and unset, where somebody catches it."
+    told = raising = False
+    def __call__(self, *_):
+        self.told = True
+        if self.raising: raise KeyboardInterrupt
+    def listen(self):
+        "From now on it is raised; at once, where it came before."
+        self.raising = True
+        if self.told: raise KeyboardInterrupt
+
 @contextmanager
-def heard():
-    "Within the block no Ctrl-C is lost: neither where a library makes an error of its own of it, nor in a place where nobody can catch it. Yields a list that tells of it."
-    told, hook, handler = [], sys.unraisablehook, signal.getsignal(signal.SIGINT)
+def heard(restore=True):
+    "Within the block no Ctrl-C is lost: neither where a library makes an error of its own of it, nor in a place where nobody can catch it. Yields the Interrupts; without `restore` the process keeps them to its end, and its last steps are not disturbed."
+    hook, handler = sys.unraisablehook, signal.getsignal(signal.SIGINT)
+    interrupts = handler if isinstance(handler, Interrupts) else Interrupts()
     def again(found):
         if not issubclass(found.exc_type, KeyboardInterrupt): hook(found)
         else: threading.Timer(0.02, _thread.interrupt_main).start()      # when this finaliser is done
-    def interrupted(*_):
-        told.append(True)
-        raise KeyboardInterrupt
     ours = threading.current_thread() is threading.main_thread() and handler is signal.default_int_handler
-    if ours: sys.unraisablehook, _ = again, signal.signal(signal.SIGINT, interrupted)
-    try: yield told
+    if ours: sys.unraisablehook, _ = again, signal.signal(signal.SIGINT, interrupts)
+    try: yield interrupts
     finally:
-        if ours: sys.unraisablehook, _ = hook, signal.signal(signal.SIGINT, handler)
+        interrupts.raising = False
+        if ours and restore: sys.unraisablehook, _ = hook, signal.signal(signal.SIGINT, handler)
 
 def main(argv=None):
     "The `rded` command; returns its exit status."
-    with heard() as interrupted: return _main(argv, interrupted)
+    with heard(restore=argv is not None) as interrupts:
+        try: return _main(argv, interrupts)
+        except KeyboardInterrupt as e:                # a second one, while the first was told of
+            if os.environ.get('RDED_DEBUG'): raise
+            return status(e)
 
-def _main(argv, interrupted):
+def _main(argv, interrupts):
     try:
+        interrupts.listen()
         with ranks.started(), ranks.one_speaks(): _call(argv)
+        interrupts.raising = False                    # what is done is done
         return 0
     except SystemExit as e: return e.code or 0        # --help, --version
     except ranks.Told: return 1                       # another rank failed first, and said why
@@ -778,7 +795,8 @@ def _main(argv, interrupted):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as e:
+        interrupts.raising = False
         if os.environ.get('RDED_DEBUG'): raise
-        if interrupted: e = KeyboardInterrupt()
+        if interrupts.told: e = KeyboardInterrupt()
         print('rded: interrupted' if isinstance(e, KeyboardInterrupt) else f'rded: {line(e)}', file=sys.stderr)
         return status(e)

@@ -9,13 +9,13 @@ __all__ = ['CLASSES', 'SITE', 'COMMANDS', 'PATIENCE', 'STEPS', 'PASSING', 'TIMES
            'small_disk', 'break_images', 'broken_images', 'spoil_observer', 'unsound_observer', 'everything',
            'own_process', 'measure', 'spoken']
 
-# %% ../nbs/50_faults.ipynb #63819b9f
-import contextlib, io, json, os, random, re, resource, shlex, shutil, signal, subprocess, sys, tempfile, time
+# %% ../nbs/50_faults.ipynb #e694231d
+import contextlib, importlib, io, json, os, random, re, resource, shlex, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-# %% ../nbs/50_faults.ipynb #141fcc1e
+# %% ../nbs/50_faults.ipynb #d5601d3e
 CLASSES = 4
 
 def digit_files(root, classes=CLASSES, train=24, val=6):
@@ -41,7 +41,7 @@ def cifar_archive(path, each=6):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
-# %% ../nbs/50_faults.ipynb #44ba3842
+# %% ../nbs/50_faults.ipynb #96737fd5
 SITE = ('observer --data {site}/data --arch conv3 --size 16 --epochs 2 --out {site}/observer.safetensors',
         'distill --data {site}/data --observer {site}/observer.safetensors --ipc 2 --preselect 8 --crops 2 --out {site}/set',
         'relabel --distilled {site}/set --observer {site}/observer.safetensors --epochs 4 --part-epochs 2 --no-check --out {site}/labels',
@@ -83,7 +83,7 @@ def make_site(root):
         ended = attempt(shlex.split(line), root, root)
         if ended.code: raise RuntimeError(f'{line}: {ended.said}')
 
-# %% ../nbs/50_faults.ipynb #02981467
+# %% ../nbs/50_faults.ipynb #2bba45b4
 @dataclass(frozen=True)
 class Ended:
     "How an attempt ended."
@@ -129,8 +129,9 @@ def _command(argv, folder, errors, begins, step, limit):
         if limit is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         if step: _fatal(step)
         from rded import cli
-        os.write(begins, b'.'), os.close(begins)
-        code = cli.main([*argv, '--quiet', '--device', 'cpu', '--workers', '1'])
+        with cli.heard(restore=False):
+            os.write(begins, b'.'), os.close(begins)
+            code = cli.main([*argv, '--quiet', '--device', 'cpu', '--workers', '1'])
     except BaseException:
         import traceback
         traceback.print_exc()
@@ -183,7 +184,7 @@ def _strays(leader, patience=10):
     for pid in left: os.kill(pid, signal.SIGKILL)
     return len(left)
 
-# %% ../nbs/50_faults.ipynb #d535374a
+# %% ../nbs/50_faults.ipynb #d3615365
 PASSING = {'seconds', 'peak_memory_mb', 'environment', 'commit', 'warm_up', 'command', 'page', 'median', 'notebook', 'made', 'done', 'stood'}    # of a result: it says when and where, or what this run found and what it did
 
 def _lasting(value):
@@ -229,7 +230,7 @@ def stamps(folder, patterns):
     found = ((str(p.relative_to(folder)), p.stat()) for p in Path(folder).rglob('*'))
     return {name: (s.st_ino, s.st_mtime_ns) for name, s in found if any(fnmatch(name, pattern) for pattern in patterns) and '/.' not in f'/{name}'}
 
-# %% ../nbs/50_faults.ipynb #d6bb7957
+# %% ../nbs/50_faults.ipynb #c4f8abbf
 class Trial:
     "A command and what it leaves when nobody disturbs it."
     def __init__(self, name, site, root):
@@ -272,7 +273,7 @@ class Trial:
         wrong += [f'{n} is left over' for n in leftovers(folder) if not stands]
         return wrong + [f'{ended.strays} processes are left'] * bool(ended.strays), len(before)
 
-# %% ../nbs/50_faults.ipynb #83b46908
+# %% ../nbs/50_faults.ipynb #1973f3a3
 TIMES = 3   # a command is disturbed in a row, at most, before it may run to its end
 
 def _at_moments(number):
@@ -302,7 +303,7 @@ def steps_of(trial):
     while low + 1 < high: low, high = (low, (low + high) // 2) if enough((low + high) // 2) else ((low + high) // 2, high)
     return low
 
-# %% ../nbs/50_faults.ipynb #9ee95d96
+# %% ../nbs/50_faults.ipynb #de481950
 def acceptable(fault, ended):
     "What is wrong with the end of a disturbed command, in words."
     if ended.strays: return f'{ended.strays} processes are left'
@@ -341,7 +342,7 @@ def tried(trial, fault, times, seed=0, disturb=None, at=None):
         shutil.rmtree(folder)
     return row
 
-# %% ../nbs/50_faults.ipynb #8dc8b80b
+# %% ../nbs/50_faults.ipynb #b18ee549
 def may_mount():
     "Whether this process may mount a file system."
     with tempfile.TemporaryDirectory() as folder:
@@ -371,7 +372,7 @@ def _summed(rows):
         for code, n in r['statuses'].items(): statuses[code] = statuses.get(code, 0) + n
     return {**first, **{k: sum(r[k] for r in rows) for k in ('tried', 'disturbed', 'kept', 'wrong')}, 'statuses': statuses, 'examples': [e for r in rows for e in r['examples']][:3]}
 
-# %% ../nbs/50_faults.ipynb #040a23f4
+# %% ../nbs/50_faults.ipynb #38a23ba4
 def _bad_crc(data):
     "A PNG whose pixels do not have the check sum that it states."
     at = data.index(b'IDAT') + 8
@@ -430,7 +431,7 @@ def _unlike(folder, broken, first, second):
     named = [line.split()[2] for line in first.said.splitlines() if line.startswith('rded: note:')]
     return wrong + ['the names on the terminal are not those in the manifest'] * (sorted(named) != sorted(spoilt['broken']) or len(set(named)) < len(named))
 
-# %% ../nbs/50_faults.ipynb #11b3fca5
+# %% ../nbs/50_faults.ipynb #66acc9ae
 def spoil_observer(path, out, way):
     "Write a network whose answers are not numbers."
     from rded.files import load_tensors, save_tensors
@@ -462,7 +463,7 @@ def unsound_observer(site, root):
                 shutil.rmtree(folder)
     return row
 
-# %% ../nbs/50_faults.ipynb #03440cf8
+# %% ../nbs/50_faults.ipynb #56e4307e
 def everything(
     commands=None,   # names in COMMANDS; all unless told
     faults=None,     # names in FAULTS, and 'a disk that is full'; all unless told
@@ -472,7 +473,7 @@ def everything(
     log=None,        # log(text)
 ) -> dict:           # {'rows', 'left_out'}
     "Try faults on commands. To be called in a process of its own, which has computed nothing yet."
-    for module in ('cli', 'pipeline', 'labels', 'export', 'prepare', 'report', 'evaluate', 'distilled'): __import__(f'rded.{module}')
+    for module in ('cli', 'pipeline', 'labels', 'export', 'prepare', 'report', 'evaluate', 'distilled'): importlib.import_module(f'rded.{module}')
     import sklearn.datasets, torchvision.datasets, matplotlib.pyplot    # noqa: once, for all attempts
     rows, left_out = [], {}
     faults = list(faults or [*FAULTS, SMALL_DISK])

@@ -93,3 +93,21 @@ def test_an_interrupt_that_a_library_swallows_is_heard(capsys, monkeypatch):
             assert cli.main(['info', 'x']) == 130 and capsys.readouterr().err == 'rded: interrupted\n'
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally: signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_outside_the_command_is_no_traceback(capsys, monkeypatch):
+    "One that comes before the command listens is told of when it does; one that comes when it is done changes nothing."
+    monkeypatch.setitem(cli.COMMANDS, 'info', (lambda args, progress: None, *cli.COMMANDS['info'][1:]))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with cli.heard():
+            signal.raise_signal(signal.SIGINT)
+            assert cli.main(['info', 'x']) == 130 and capsys.readouterr().err == 'rded: interrupted\n'
+        with cli.heard():
+            assert cli.main(['info', 'x']) == 0
+            signal.raise_signal(signal.SIGINT)
+        with cli.heard():
+            monkeypatch.setattr(cli, 'status', lambda error: signal.raise_signal(signal.SIGINT) or 7)   # while an error is told of
+            assert cli.main(['nothing']) == 7 and capsys.readouterr().err.startswith('rded: ')
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally: signal.signal(signal.SIGINT, before)
