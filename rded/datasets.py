@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'TARS', 'SPLITS', 'TABLE', 'TORCHVISION', 'Files', 'Numbered', 'Scan', 'ImageSet', 'load_folder',
-           'sharded', 'imagenet_names', 'data_home', 'load', 'draw_order']
+           'sharded', 'imagenet_names', 'data_home', 'load', 'draw_order', 'held_out']
 
-# %% ../nbs/02_datasets.ipynb #0340fa51
+# %% ../nbs/02_datasets.ipynb #02ee414c
 import contextlib, difflib, importlib, inspect, os, re, sys, warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from PIL import Image
 from .files import digest64, hash64, printable
 from .images import naming, read_image, show_images, to_image, to_rgb, to_tensor, whole
 
-# %% ../nbs/02_datasets.ipynb #1448023a
+# %% ../nbs/02_datasets.ipynb #f4ab0fed
 class Files:
     "Reads images that are files: a source is a path relative to `root`, with forward slashes."
     def __init__(self, root): self.root = root
@@ -40,7 +40,7 @@ class Numbered:
         img = self.image(source)
         return digest64(f'{img.height}x{img.width}:'.encode() + img.tobytes())
 
-# %% ../nbs/02_datasets.ipynb #a7b25a98
+# %% ../nbs/02_datasets.ipynb #6788b46f
 def _map(function, items, workers):
     "Results in order, from a pool of `workers` threads (Pillow decodes outside Python's lock), a thousand items at a time."
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -53,7 +53,7 @@ def _rows(indices, n):
     indices = torch.as_tensor(indices)
     return torch.arange(n)[indices].tolist() if indices.numel() else []
 
-# %% ../nbs/02_datasets.ipynb #10c99ca2
+# %% ../nbs/02_datasets.ipynb #332f083d
 @dataclass(frozen=True)
 class Scan:
     "What was seen where images were read off in passing, and which of them were kept."
@@ -76,7 +76,7 @@ class Scan:
         self.check(0, seed)
         return order[:self.preselect + self.spares]
 
-# %% ../nbs/02_datasets.ipynb #7ca2e46c
+# %% ../nbs/02_datasets.ipynb #e110129c
 class ImageSet(Sequence):
     "Labelled images in class order, decoded when asked for; `x` holds them where they are in memory."
     def __init__(
@@ -232,7 +232,7 @@ class ImageSet(Sequence):
         self.show().savefig(page, dpi=70, bbox_inches='tight')
         return page.getvalue()
 
-# %% ../nbs/02_datasets.ipynb #7a17c997
+# %% ../nbs/02_datasets.ipynb #19d17ce1
 def _every_fifth(y, split):
     "Rows of a split where there is no official one: every fifth image of each class is 'val'."
     y, held = np.asarray(y), np.zeros(len(y), bool)
@@ -259,7 +259,7 @@ def _digits(split):
     x = torch.from_numpy(np.stack(large))[:, None].repeat(1, 3, 1, 1)
     return _numbered('digits', split, '0123456789', data.target, _every_fifth(data.target, split), lambda i: to_image(x[i]), x)
 
-# %% ../nbs/02_datasets.ipynb #5967911a
+# %% ../nbs/02_datasets.ipynb #4135c289
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # those of torchvision's ImageFolder
 
 class _Tree:
@@ -311,7 +311,7 @@ class _Tree:
         if self.refused: warnings.warn(f'{self.root}: links that lead out of it are not followed ({len(self.refused)}, such as '
                                        f'{os.path.relpath(self.refused[0], self.root)}); links=True follows them', stacklevel=4)
 
-# %% ../nbs/02_datasets.ipynb #2ba02a9e
+# %% ../nbs/02_datasets.ipynb #0d799f15
 def _assemble(
     tree, split,
     classes,    # keys in order
@@ -346,7 +346,7 @@ def load_folder(
     classes = _classes_in(tree, part)
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes])
 
-# %% ../nbs/02_datasets.ipynb #9346e901
+# %% ../nbs/02_datasets.ipynb #4888ad27
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.xz')
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'test')}  # what the shards of a split are called
 
@@ -382,7 +382,7 @@ def _load_split(tree, split):
     if split == 'val' and 'train' in tree.folders() and not sharded(tree.root, 'train'): _check_same(classes, _classes_in(tree, 'train'), f'{part}/')
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree))
 
-# %% ../nbs/02_datasets.ipynb #34e5e235
+# %% ../nbs/02_datasets.ipynb #1e3dbd8c
 def _words(tree):
     "WordNet id → its first name, from the `words.txt` of tiny-imagenet; empty where there is none."
     rows = [line.rstrip('\n').split('\t') for line in tree.lines('words.txt')]
@@ -404,7 +404,7 @@ def _load_tiny_val(tree):
         files[key].append(path)
     return _assemble(tree, 'val', classes, files.values(), _words(tree))
 
-# %% ../nbs/02_datasets.ipynb #cd0b5caf
+# %% ../nbs/02_datasets.ipynb #56bed736
 @cache
 def imagenet_names():
     "WordNet id → the first of its English names, for ImageNet's 21,841 classes."
@@ -412,7 +412,7 @@ def imagenet_names():
     info = ImageNetInfo('imagenet-22k')
     return {wnid: info.label_name_to_description(wnid).split(',')[0] for wnid in info.label_names()}
 
-# %% ../nbs/02_datasets.ipynb #ba85b675
+# %% ../nbs/02_datasets.ipynb #5bc17c5a
 TORCHVISION = {  # name: arguments for train, arguments for val; the same twice: every fifth image of each class is val
     'CIFAR10': (dict(train=True), dict(train=False)),
     'CIFAR100': (dict(train=True), dict(train=False)),
@@ -438,7 +438,7 @@ def data_home():
     "Where torchvision's data sets lie: the environment's RDED_DATA_HOME, or ~/.cache/rded."
     return os.path.expanduser(os.environ.get('RDED_DATA_HOME') or os.path.join('~', '.cache', 'rded'))
 
-# %% ../nbs/02_datasets.ipynb #9d870bd9
+# %% ../nbs/02_datasets.ipynb #2b1fa135
 def _labels(made):
     "The labels of a torchvision data set, without decoding an image."
     for field in ('targets', 'labels', '_labels'):
@@ -459,7 +459,7 @@ def _pixels(made):
     if x.ndim == 3: return x[:, None].expand(-1, 3, -1, -1)
     return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2)
 
-# %% ../nbs/02_datasets.ipynb #fc478208
+# %% ../nbs/02_datasets.ipynb #b4bd2657
 def _make(name, arguments, download):
     "torchvision's own object, downloaded first where that is asked for and needed."
     from torchvision import datasets
@@ -482,7 +482,7 @@ def _torchvision(name, split, download):
     rows = _every_fifth(y, split) if arguments[0] == arguments[1] else np.arange(len(y))
     return _numbered(f'torchvision:{name}', split, keys, y, rows, lambda i: made[i][0], _pixels(made), names)
 
-# %% ../nbs/02_datasets.ipynb #79086245
+# %% ../nbs/02_datasets.ipynb #d902a27a
 def _unknown(data):
     "The error for something that is neither a folder nor a name."
     if os.sep in data or data.startswith('.'): return ValueError(f'{data}: no such folder')
@@ -492,7 +492,7 @@ def _unknown(data):
     return ValueError(f'{data}: no folder and no data set of that name; {hint}')
 
 def load(
-    data,           # a folder with train/ and val/ (or test/), tiny-imagenet-200 as downloaded, tar shards, 'digits', or 'torchvision:NAME'
+    data,           # a folder with train/ and val/ (or test/), tiny-imagenet-200 as downloaded, tar shards, 'digits', 'torchvision:NAME', or 'held-out-K:' and one of these
     split='train',  # 'train' or 'val'
     download=False, # fetch a torchvision set that is not there
     links=False,    # follow symbolic links that lead out of the folder
@@ -501,6 +501,7 @@ def load(
 ):
     "One split of a data set as an `ImageSet`; `ValueError` that says what is wrong with it."
     if split not in ('train', 'val'): raise ValueError(f"split {split!r}: it is 'train' or 'val'")
+    if found := re.fullmatch(r'held-out-(\d+):(.+)', str(data)): return held_out(load(found[2], 'train', download, links, progress=progress), int(found[1]))[split == 'val']
     if sharded(data, split):
         shards = importlib.import_module('rded.shards')  # by name, since that page builds on this one
         return shards.draw(data, split, *drawn, links=links, progress=progress) if drawn else shards.load(data, split, links, progress)
@@ -514,7 +515,7 @@ def load(
     if data == f'torchvision:{name}' and name in TORCHVISION: return _torchvision(name, split, download)
     raise _unknown(str(data))
 
-# %% ../nbs/02_datasets.ipynb #3415169f
+# %% ../nbs/02_datasets.ipynb #84a2c68c
 def draw_order(
     images, # ImageSet
     label,  # class index
@@ -523,3 +524,16 @@ def draw_order(
     "Indices of a class in the seed's order: its first M are the draw of M, and the one after them replaces a broken one."
     order = sorted(images.of_class(label).tolist(), key=lambda i: (hash64(seed, images.ids[i]), images.sources[i]))
     return images.scan.cut(order, seed) if images.scan else order
+
+# %% ../nbs/02_datasets.ipynb #d61fb4f1
+def held_out(
+    images,    # ImageSet of a training split
+    per_class, # images of each class that are held out
+):
+    "(the rest, the held-out images, whose split is called 'held-out'), in the order they had."
+    counts, away = images.counts(), torch.zeros(len(images), dtype=torch.bool)
+    if per_class < 1 or per_class >= min(counts): raise ValueError(f'held-out-{per_class}: hold out at least 1 and fewer than the {min(counts)} images that the smallest class of {images.name} has')
+    for c in range(len(images.classes)): away[draw_order(images, c, 'held out')[:per_class]] = True
+    held = images.subset(away)
+    held.split = 'held-out'
+    return images.subset(~away), held

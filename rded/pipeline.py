@@ -7,10 +7,11 @@ __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'resu
            'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'the_observer',
            'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #52995aef
+# %% ../nbs/41_pipeline.ipynb #b668bec0
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ from .select import looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
-# %% ../nbs/41_pipeline.ipynb #08c89a6f
+# %% ../nbs/41_pipeline.ipynb #2cfa34f9
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -56,7 +57,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #aba649f0
+# %% ../nbs/41_pipeline.ipynb #e6310121
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -77,7 +78,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #249247df
+# %% ../nbs/41_pipeline.ipynb #e28c8971
 def make_and_save(
     folder,            # that is to be
     method: str,       # a key of METHODS
@@ -96,7 +97,7 @@ def make_and_save(
     forget(keep)
     return made
 
-# %% ../nbs/41_pipeline.ipynb #f8389527
+# %% ../nbs/41_pipeline.ipynb #45677c2a
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -142,7 +143,7 @@ def method_of(distilled) -> str:
 
 def cited(recipe, images) -> str:
     "The recipe's name for the data if these are those data, else their own: a published number belongs to one data set alone."
-    its = len(images.classes) == recipe.classes and (plain(recipe.dataset) in plain(images.name) or recipe.data in (images.name, f'torchvision:{images.name}'))
+    its = images.split != 'held-out' and len(images.classes) == recipe.classes and (plain(recipe.dataset) in plain(images.name) or recipe.data in (images.name, f'torchvision:{images.name}'))
     return recipe.dataset if its else images.name
 
 def trained_with(training, labels) -> str:
@@ -150,14 +151,15 @@ def trained_with(training, labels) -> str:
     if labels.kind == 'live': return training.name
     return training.name + (LABELS['hard'][1] if labels.kind == 'hard' else f', labels {labels.name}')
 
-# %% ../nbs/41_pipeline.ipynb #c707a837
+# %% ../nbs/41_pipeline.ipynb #da114f2a
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
 
 def peak_memory(device) -> float:
-    "Most memory this process has held so far, in MiB: on the GPU where it ran there, else resident."
+    "Most memory this process has held so far, in MiB: on the GPU where it ran there, else resident. Where Linux tells it, of this process alone; what `getrusage` says begins at the parent's."
     if device == 'cuda': return round(torch.cuda.max_memory_allocated() / 2 ** 20, 1)
+    with suppress(OSError, StopIteration): return round(int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1]) / 2 ** 10, 1)
     import resource
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10), 1)
 
@@ -181,7 +183,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #43489506
+# %% ../nbs/41_pipeline.ipynb #f4a8bf09
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
