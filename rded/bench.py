@@ -8,12 +8,12 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'SCAN', 'photographs',
            'scaled_observer', 'the_eyes', 'published_scoring', 'published_training', 'training_set', 'some_images',
            'published_observer', 'published_evaluation', 'subset_of_classes', 'FirstClasses', 'our_scoring',
            'our_training', 'our_observer', 'our_evaluation', 'our_distilling', 'recipe_of', 'forward_alone',
-           'decoding_alone', 'flops', 'matrix_rate', 'resident_peak', 'own_peak', 'serve', 'Side', 'in_turn', 'job_of',
-           'floors', 'command_time', 'reset_peak', 'grow', 'rank_side', 'with_ranks', 'imagenet_shaped', 'Busy',
-           'scoring_at_scale', 'training_at_scale', 'gpu', 'header_of', 'padded', 'write_shards', 'some_pictures',
-           'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'growth', 'spoken']
+           'decoding_alone', 'flops', 'matrix_rate', 'serve', 'Side', 'in_turn', 'job_of', 'floors', 'command_time',
+           'reset_peak', 'grow', 'rank_side', 'with_ranks', 'imagenet_shaped', 'Busy', 'scoring_at_scale',
+           'training_at_scale', 'gpu', 'header_of', 'padded', 'write_shards', 'some_pictures', 'scan_alone', 'scan',
+           'run', 'one_stage', 'described', 'by_ranks', 'growth', 'spoken']
 
-# %% ../nbs/45_bench.ipynb #6758e1c6
+# %% ../nbs/45_bench.ipynb #1ba323d7
 import json
 import os
 import shutil
@@ -45,7 +45,7 @@ from .patches import place
 from .report import BENCH
 from .views import draw_views
 
-# %% ../nbs/45_bench.ipynb #724eaf1b
+# %% ../nbs/45_bench.ipynb #a638a328
 def photographs():
     "scikit-learn's two photographs, as Pillow images."
     from PIL import Image
@@ -79,7 +79,7 @@ def make_folder(root, classes, images, width, height, kilobytes=None, seed=0):
     if not Path(root, 'val').exists(): Path(root, 'val').symlink_to('train', target_is_directory=True)
     return Path(root)
 
-# %% ../nbs/45_bench.ipynb #2d15002b
+# %% ../nbs/45_bench.ipynb #6af360e0
 class CropFiles(Dataset):
     "K random crops of each file of a class, normalised."
     def __init__(self, files, crops, size):
@@ -139,7 +139,7 @@ def published_epoch(teacher, net, loader, optimizer, temperature):
         losses.append(loss.item())
     return statistics.fmean(losses)
 
-# %% ../nbs/45_bench.ipynb #18ba1640
+# %% ../nbs/45_bench.ipynb #5eecf648
 class WholeFiles(Dataset):
     "Whole images and labels, shifted and flipped where they are for training, normalised."
     def __init__(self, images, root, train):
@@ -165,7 +165,7 @@ def published_accuracy(net, loader):
     "Percent of images recognised."
     return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
 
-# %% ../nbs/45_bench.ipynb #a1ee16ee
+# %% ../nbs/45_bench.ipynb #7380f17e
 def scaled_observer(arch, images, size, factor=1, spread=4.0):
     "An observer with random weights whose last layer is scaled until its answers to patches differ as much as a trained network's: enough for timing."
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
@@ -205,7 +205,7 @@ def training_set(job):
     training = recipes.paper_training(job['student'], job['ipc'], len(images.classes), None, len(rows))
     return made, the_eyes(job, images), training
 
-# %% ../nbs/45_bench.ipynb #e974bce7
+# %% ../nbs/45_bench.ipynb #a13adcce
 def some_images(job, split='train'):
     "As many images of every class as the job has."
     images = datasets.load(job['data'], split)
@@ -224,7 +224,7 @@ def published_evaluation(job):
     net = models.build(job['student'], len(images.classes), job['size']).body.to(memory_format=torch.contiguous_format).eval()
     return lambda: published_accuracy(net, loader) and None
 
-# %% ../nbs/45_bench.ipynb #7e6ac31f
+# %% ../nbs/45_bench.ipynb #fd30d3c6
 def subset_of_classes(images, classes):
     "The images of the first classes, with those classes alone."
     some = images.subset([i for c in range(classes) for i in images.of_class(c).tolist()])
@@ -277,7 +277,7 @@ def recipe_of(job, images):
     base = recipes.get('digits-conv3-ipc10')
     return replace(base, name='bench', classes=len(images.classes), size=job['size'], ipc=job['ipc'], factor=job['factor'], preselect=job['images'], crops=job['crops'])
 
-# %% ../nbs/45_bench.ipynb #ec114050
+# %% ../nbs/45_bench.ipynb #33a5f780
 def forward_alone(job):
     "The observer on as many crops as the job has, and nothing else."
     images = datasets.load(job['data'], 'train')
@@ -318,18 +318,10 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
         times.append(time.perf_counter() - start)
     return 2 * side ** 3 / min(times)
 
-# %% ../nbs/45_bench.ipynb #e7d1d11d
+# %% ../nbs/45_bench.ipynb #7e095986
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
          'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
          'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
-
-def resident_peak():
-    "Most resident memory of this process since it began, or since `reset_peak`, MiB."
-    return int(next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')).split()[1]) / 1024
-
-def own_peak(device):
-    "Most memory of this process alone, MiB (what `getrusage` says begins at the parent's)."
-    return resident_peak() if device == 'cpu' and Path('/proc/self/status').exists() else pipeline.peak_memory(device)
 
 def serve(side, job, turns=sys.stdin, out=sys.stdout):
     "Set a side up, then run it once for every line that comes in."
@@ -340,7 +332,7 @@ def serve(side, job, turns=sys.stdin, out=sys.stdout):
     for _ in turns:
         start = time.perf_counter()
         for _ in range(repeats): told = run()
-        print(json.dumps({'seconds': (time.perf_counter() - start) / repeats, 'peak_memory_mb': round(own_peak(job['device']), 1), 'told': told}), file=out, flush=True)
+        print(json.dumps({'seconds': (time.perf_counter() - start) / repeats, 'peak_memory_mb': pipeline.peak_memory(job['device']), 'told': told}), file=out, flush=True)
 
 class Side:
     "A process that takes turns."
@@ -382,7 +374,7 @@ def in_turn(
     first = results[sides[0]]['median']
     return {**results, 'ratios': {side: round(first / results[side]['median'], 3) for side in sides[1:]}}
 
-# %% ../nbs/45_bench.ipynb #7f549ac0
+# %% ../nbs/45_bench.ipynb #821b4a67
 CIFAR = dict(arch='conv3', student='conv3', size=32, factor=1, classes=2, images=300, crops=5, ipc=10, precision='auto', device='cpu')
 LARGE = dict(arch='resnet18', student='resnet18', size=224, factor=2, classes=2, images=40, crops=5, ipc=1, precision='auto', device='cpu')
 STAGES = {
@@ -428,7 +420,7 @@ def command_time(job, turns=3):
             seconds.append(time.perf_counter() - start)
     return {'seconds': [round(s, 3) for s in seconds], 'median': statistics.median(seconds)}
 
-# %% ../nbs/45_bench.ipynb #05fd7ad2
+# %% ../nbs/45_bench.ipynb #cea0e03f
 GROWTH = {'images': [75, 150, 300, 600], 'classes': [2, 4, 8, 16], 'ipc': [5, 10, 20, 40], 'crops': [2, 4, 8, 16], 'resolution': [16, 32, 64, 128]}
 
 def reset_peak() -> bool:
@@ -454,10 +446,10 @@ def grow(axis, values, folder, repeats=3):
             start = time.perf_counter()
             pipeline.distill(recipe, images, eyes)
             seconds.append(time.perf_counter() - start)
-        rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': round(resident_peak(), 1) if known else None})
+        rows.append({'value': value, 'seconds': round(statistics.median(seconds), 4), 'peak_memory_mb': pipeline.peak_memory('cpu') if known else None})
     return rows
 
-# %% ../nbs/45_bench.ipynb #3b9dc99d
+# %% ../nbs/45_bench.ipynb #4aa44fb1
 def rank_side(job, turns):
     "One rank of `with_ranks`: rank 0 prints the seconds of every turn, the processor's seconds of a turn of each rank, and each rank's peak memory."
     with ranks.started():
@@ -471,7 +463,7 @@ def rank_side(job, turns):
             busy.append(time.process_time() - used)
             ranks.shared('done')
             seconds.append(time.perf_counter() - start)
-        memory, busy = ranks.shared(round(own_peak(job['device']), 1)), ranks.shared(round(statistics.median(busy[1:]), 4))
+        memory, busy = ranks.shared(pipeline.peak_memory(job['device'])), ranks.shared(round(statistics.median(busy[1:]), 4))
         if not ranks.rank(): print(json.dumps({'threads': torch.get_num_threads(), 'seconds': [round(s, 4) for s in seconds[1:]], 'processor_seconds': busy, 'peak_memory_mb': memory}))
 
 def with_ranks(job, count, turns=3):
@@ -484,7 +476,7 @@ def with_ranks(job, count, turns=3):
     told = json.loads(made.stdout.splitlines()[-1])
     return {'ranks': count, 'median': statistics.median(told['seconds']), **told}
 
-# %% ../nbs/45_bench.ipynb #522be59c
+# %% ../nbs/45_bench.ipynb #5ec742ff
 def _some_jpegs(task):
     folder, first, count, quality, seed = task
     photos, rng = photographs(), np.random.default_rng(seed)
@@ -558,7 +550,7 @@ def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, **shape)
     found = {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
     return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
 
-# %% ../nbs/45_bench.ipynb #111b711c
+# %% ../nbs/45_bench.ipynb #bf9cc7ef
 def header_of(ending, size, digits=9):
     "A function: number → the tar header of the file NUMBER.ending of so many bytes."
     info = tarfile.TarInfo('0' * digits + f'.{ending}')
@@ -608,7 +600,7 @@ def scan_alone(folder, preselect):
     "What a scan takes in a process of its own, which has loaded no more than it needs; all images are indexed where nothing is drawn."
     return json.loads(subprocess.run([sys.executable, '-c', SCAN, str(folder), str(preselect)], check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-# %% ../nbs/45_bench.ipynb #af4e8aec
+# %% ../nbs/45_bench.ipynb #210369fe
 def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, distinct=20_000, log=print):
     "Seconds and memory of draws from an eighth, a quarter, half and all of so many images in shards; of an index of an eighth and a quarter."
     pictures, every = some_pictures(data, distinct), Path(folder, 'all')
@@ -627,7 +619,7 @@ def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, disti
             log(f"{way:5} of {rows[-1]['images']:9,} images in {rows[-1]['shards']} shards: {rows[-1]['seconds']:.1f} s ({rows[-1]['cpu_seconds']:.1f} s of a core), {rows[-1]['peak_memory_mb']:.0f} MiB, of which {rows[-1]['before_mb']:.0f} before")
     return {'scan': rows, 'bytes': size, 'distinct': len(pictures), 'preselect': preselect, 'data': 'real' if data else 'photographs'}
 
-# %% ../nbs/45_bench.ipynb #3674be20
+# %% ../nbs/45_bench.ipynb #d18c77cb
 def run(
     stages=(*STAGES, 'growth', 'ranks'),
     out='out/bench',       # folder: bench-STAGE.json

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['labels_of', 'Cell', 'variant', 'with_epochs', 'Comparison', 'difference', 'spoken', 'rows']
 
-# %% ../nbs/48_compare.ipynb #667a7fca
+# %% ../nbs/48_compare.ipynb #517364d0
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from . import datasets, pipeline
 from .distilled import DistilledSet
 from .evaluate import mean_std, paired_difference
 from .files import check_same, read_json, write_json
-from .labels import FixedLabels, HardLabels, LiveLabels, StoredLabels, relabel
+from .labels import FixedLabels, StoredLabels, relabel
 from .recipes import changed, stated
 from .report import check_result
 
-# %% ../nbs/48_compare.ipynb #325ea32d
+# %% ../nbs/48_compare.ipynb #dff00d12
 def labels_of(
-    kind,      # 'hard', 'fixed', 'region', or 'views10' for 10 recorded epochs of views
+    kind,      # 'fixed', or 'views10' for 10 recorded epochs of views
     made,      # DistilledSet
     observer,
     training,
@@ -27,14 +27,12 @@ def labels_of(
     folder,    # where they are kept
     device='cpu',
 ):
-    "Labels by the name of their kind."
-    if kind == 'hard': return HardLabels(len(made.classes))
+    "Labels that stand beside the set, by the name of their kind; hard and region labels the pipeline has itself."
     if kind == 'fixed': return FixedLabels(made, observer)
-    if kind == 'region': return LiveLabels(observer)
     if not kind.startswith('views') or not kind[5:].isdigit(): raise ValueError(f'labels {kind!r}: choose hard, fixed, region or viewsN, as views10')
     return StoredLabels(relabel(made, observer, training, int(kind[5:]), seed, Path(folder, kind), device=device).path, reuse=True)
 
-# %% ../nbs/48_compare.ipynb #3e93ecd7
+# %% ../nbs/48_compare.ipynb #3329df67
 @dataclass(frozen=True)
 class Cell:
     "One training: which recipe, whose set, which labels, which seed."
@@ -72,7 +70,7 @@ def with_epochs(
     training = changed(recipe.training, epochs=epochs or None)
     return replace(recipe, training=replace(training, evaluate_from=1.0) if last_only else training)
 
-# %% ../nbs/48_compare.ipynb #986dc6e3
+# %% ../nbs/48_compare.ipynb #e7ad74b1
 class Comparison:
     "Data, an observer, and a folder of sets and results."
     def __init__(self,
@@ -118,7 +116,7 @@ class Comparison:
         cells = list(cells)
         return {cell: self.result(cell, **how) for cell in (self.progress or (lambda it, *_: it))(cells, 'cells', len(cells))}
 
-# %% ../nbs/48_compare.ipynb #f8b71539
+# %% ../nbs/48_compare.ipynb #3711ad75
 def difference(
     found,    # {cell: result}
     ours,     # cell; its seed does not matter

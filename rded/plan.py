@@ -9,7 +9,7 @@ __all__ = ['LAYOUTS', 'FORMAT', 'NEVER_ZERO', 'BASES', 'RANDOM', 'UNITS', 'SAMPL
            'observer_rates', 'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'flops_of',
            'growth']
 
-# %% ../nbs/46_plan.ipynb #c94235d3
+# %% ../nbs/46_plan.ipynb #265a1533
 import json
 import math
 import os
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .files import hash64, read_json, write_json
 
-# %% ../nbs/46_plan.ipynb #dcd5b7c3
+# %% ../nbs/46_plan.ipynb #3d38ca5e
 def _whole(value, name, remedy):
     "A whole number from 1 on; `ValueError` for anything else."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value != int(value) or value < 1:
@@ -85,7 +85,7 @@ class Work:
         return (f'{self.images:,} images of {self.classes:,} classes, in {self.layout}{"s" * (self.layout == "folder")}; {self.stored:,} distilled images of {self.size}×{self.size} pixels, {self.factor}×{self.factor} patches each\n'
                 f'drawn {self.drawn:,} images, judged {self.judged:,} crops, kept {self.kept:,} patches')
 
-# %% ../nbs/46_plan.ipynb #4b52ff13
+# %% ../nbs/46_plan.ipynb #b8e6d9f6
 FORMAT = 'rded-rates-1'
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _rate(path, name, found):
 
 NEVER_ZERO = ('forward', 'exact', 'together', 'flops', 'size', 'factor', 'crops', 'threads', 'image_bytes', 'image_mpx')
 
-# %% ../nbs/46_plan.ipynb #6caf8fa4
+# %% ../nbs/46_plan.ipynb #40368dcc
 @dataclass(frozen=True)
 class Where:
     "Machines, as far as they are not the one at hand."
@@ -173,7 +173,7 @@ class Where:
     @property
     def rate(self): return self.gpus * self.peak * 1e12 * self.reached     # FLOP/s of all GPUs
 
-# %% ../nbs/46_plan.ipynb #b4409a1d
+# %% ../nbs/46_plan.ipynb #db81efcb
 BASES = ('measured', 'computed', 'assumed')
 
 def worst(*bases):
@@ -270,7 +270,7 @@ def side_by_side(rows, where):
     pace = {'read': read, 'decode and crop': cut, 'score': others[2].seconds}
     return max(pace.values()), max(pace, key=pace.get)
 
-# %% ../nbs/46_plan.ipynb #385d3a62
+# %% ../nbs/46_plan.ipynb #ae19cd60
 def disk_of(work, rates):
     "{what: bytes} read and written."
     headers = 1024 * work.images if work.layout == 'shards' else 0
@@ -287,11 +287,12 @@ def memory_of(work, rates):
             'candidates': work.drawn * (2 * row_bytes(work) + 4 * rates.name_chars), 'the distilled set': work.stored * 3 * work.size ** 2,
             **({'class check, a table of classes × classes': 8 * work.classes ** 2} if work.check and work.classes > 200 else {})}
 
-# %% ../nbs/46_plan.ipynb #e5830769
+# %% ../nbs/46_plan.ipynb #ab9a457c
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
 
 def duration(seconds):
     "5400 → '1.5 h'."
+    if not seconds: return '0 s'
     if seconds < 120: seconds, least = float(seconds), ((1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
     else: least = UNITS
     length, unit = next(((length, unit) for length, unit in least if seconds >= 2 * length or (length <= 1 and seconds >= length)), least[-1])
@@ -388,7 +389,7 @@ def cost(
     rows = (*_before(work, rates, where), *_scoring_rows(work, rates, where), _again_row(work, rates, where), *_after(work, rates, where))
     return Plan(work, rates, where, rows)
 
-# %% ../nbs/46_plan.ipynb #a57d8584
+# %% ../nbs/46_plan.ipynb #704a5b4b
 def timed(run, turns=3):
     "Median seconds of calling `run`."
     seconds = []
@@ -427,7 +428,7 @@ def _member(tarfile, name, size):
     member.size = size
     return member
 
-# %% ../nbs/46_plan.ipynb #36d5dd83
+# %% ../nbs/46_plan.ipynb #455454e1
 def forget(files):
     "Ask the system to drop what it keeps of files in memory; False where it cannot be asked."
     if not hasattr(os, 'posix_fadvise'): return False
@@ -449,7 +450,7 @@ def reading_rates(files, megabytes=64):
     small = timed(lambda: [Path(f).read_bytes() for f in files], 1) / len(files)
     return {'seek': max(0.0, small - read * statistics.fmean(os.path.getsize(f) for f in files) / 1e6), 'read': read}
 
-# %% ../nbs/46_plan.ipynb #3bcc95ff
+# %% ../nbs/46_plan.ipynb #f3ec17b0
 def _slopes(patch, crops, sides=((64, 48), (640, 480))):
     "(seconds a megapixel of decoding, of cutting a crop)."
     from rded.bench import as_jpeg, photographs
@@ -488,7 +489,7 @@ def image_rates(images, rows, patch, crops):
     (decode, decode_mpx), (crop, crop_mpx) = split(decode, slopes[0], mpx), split(crop, slopes[1], mpx)
     return {'decode': decode, 'decode_mpx': decode_mpx, 'box': box, 'crop': crop, 'crop_mpx': crop_mpx, 'image_mpx': mpx}
 
-# %% ../nbs/46_plan.ipynb #996784bb
+# %% ../nbs/46_plan.ipynb #4ac87bcc
 def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     "{forward, exact, flops}: core seconds a crop."
     import torch
@@ -505,7 +506,7 @@ def observer_rates(eyes, size, factor, crops, turns=3, chunks=4):
     quick = seconds(judge.quick()) if models.pick_precision('auto', 'cpu') == 'bfloat16' else exact
     return {'forward': quick, 'exact': exact, 'flops': sum(bench.flops(net, size) for net in eyes.nets)}
 
-# %% ../nbs/46_plan.ipynb #59f86770
+# %% ../nbs/46_plan.ipynb #626be874
 def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, seed=0):
     "A small distillation into the folder `out`, stage by stage: ({stage: seconds}, candidates, DistilledSet)."
     from rded import pipeline, score
@@ -523,7 +524,7 @@ def staged(images, eyes, out, *, size, factor, preselect, crops, ipc, workers, s
 def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, workers, turns=3):
     "{together, again, select, stitch, write, …, memory_mb} of a small run; `parts` are the rates that stand already."
     import lzma, torch
-    from rded.bench import own_peak
+    from rded.pipeline import peak_memory
     from rded.distilled import manifest_text, png_bytes
     threads, times = torch.get_num_threads(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -536,15 +537,15 @@ def run_rates(images, eyes, parts, *, size, factor, preselect, crops, ipc, worke
     again = found.environment.get('again', 0.0) * n * crops / kept
     cut = parts['decode'] + (parts['decode_mpx'] + parts['crop_mpx']) * parts['image_mpx'] + parts['crop']
     once = n * (cut - parts['crop'] - parts['crop_mpx'] * parts['image_mpx'] + parts['box'] + crops * (parts['crop'] + parts['crop_mpx'] * parts['image_mpx'] + parts['forward']))
-    drawing = len(images) * (parts['draw'] + len(images.classes) * parts['look'])
+    drawing = min(len(images) * (parts['draw'] + len(images.classes) * parts['look']), median['scoring'] / 2)    # a part of the scoring, however disturbed it was when it was timed
     text, one = manifest_text(made.manifest), made.manifest['images'][0]
     patch = statistics.fmean(len(json.dumps(p, separators=(',', ':'))) + 1 for image in made.manifest['images'] for p in image['patches'])
     compress = timed(lambda: [png_bytes(x) for x in made.x[:50]]) / min(50, len(made)) / (size ** 2 / 1e6)
-    return {'memory_mb': own_peak('cpu') * 1.048576, 'together': (median['scoring'] - drawing) * threads / (once + again * kept * (cut + parts['exact'])), 'again': again, 'select': median['select'] / n,
+    return {'memory_mb': peak_memory('cpu') * 1.048576, 'together': (median['scoring'] - drawing) * threads / (once + again * kept * (cut + parts['exact'])), 'again': again, 'select': median['select'] / n,
             'stitch': max(0.0, median['stitch'] / kept - cut / max(1, workers)), 'write': max(0.0, median['write'] / len(made) - compress * size ** 2 / 1e6), 'write_mpx': compress,
             'png': stored / mpx / 1e6, 'patch_bytes': patch, 'entry_bytes': len(json.dumps({**one, 'patches': []}, separators=(',', ':'))) + 2, 'packed': len(lzma.compress(text.encode(), preset=9)) / len(text)}
 
-# %% ../nbs/46_plan.ipynb #5b5df472
+# %% ../nbs/46_plan.ipynb #9643f996
 def begin(observer, arch, size, classes):
     "What a command does before its first image."
     from rded import bench, models, pipeline
@@ -559,7 +560,7 @@ def starting_rates(observer, arch, size, classes, turns=2):
     code = 'import sys; from rded import plan; plan.begin(*sys.argv[1:])'
     return {'start': timed(lambda: subprocess.run([sys.executable, '-c', code, str(observer or ''), arch, str(size), str(classes)], check=True, capture_output=True), turns)}
 
-# %% ../nbs/46_plan.ipynb #cd01cfad
+# %% ../nbs/46_plan.ipynb #7ec1d240
 SAMPLE = 200  # images that a measurement looks at, about
 
 def measure(
@@ -580,7 +581,7 @@ def measure(
 
 def observed(data, observer, out, **settings):
     "A distillation in a process of its own, to be timed; prints the seconds of its stages and its peak memory."
-    from rded import bench, datasets, models
+    from rded import datasets, models, pipeline
     from rded.observer import check_class_order, get_observer
     models.keep_freed_memory()
     clock, marks = time.perf_counter, [time.perf_counter()]
@@ -592,7 +593,7 @@ def observed(data, observer, out, **settings):
     marks.append(clock())
     seconds, found, _ = staged(images, eyes, out, **settings)
     begun = {stage: b - a for stage, a, b in zip(('scan', 'observer', 'check'), marks, marks[1:])}
-    print(json.dumps({'stages': {**begun, **seconds}, 'peak_memory_mb': bench.own_peak('cpu') * 1.048576, 'again': found.environment.get('again')}))
+    print(json.dumps({'stages': {**begun, **seconds}, 'peak_memory_mb': pipeline.peak_memory('cpu') * 1.048576, 'again': found.environment.get('again')}))
 
 def _measured(folder, data, observer, arch, size, factor, crops, ipc, preselect, workers, turns):
     import torch
@@ -624,7 +625,7 @@ def _about(images, eyes, photos, observer, arch, preselect, ipc):
     return {**pipeline.environment('cpu'), 'precision': pick_precision('auto', 'cpu'), 'images': 'pieces of two photographs' if photos else f'{images.name} ({len(images)} images)',
             'observer': eyes.name if observer else f'{arch} {RANDOM}', 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
 
-# %% ../nbs/46_plan.ipynb #9acabed9
+# %% ../nbs/46_plan.ipynb #c0e7df03
 AXES = {'images': [10 ** k for k in range(4, 10)], 'classes': [10, 100, 1000, 10_000], 'ipc': [1, 3, 10, 30, 75], 'gpus': [1, 2, 4, 8, 16, 32, 64]}
 
 def flops_of(arch, size):

@@ -7,18 +7,19 @@ __all__ = ['Member', 'LABEL_BYTES', 'Picture', 'LISTS', 'BROKEN', 'MAX_BYTES', '
            'usable', 'key_and_ending', 'folder_of', 'pictures', 'Smallest', 'Shard', 'find', 'class_list', 'Classes',
            'Census', 'scan_shard', 'scan', 'Spool', 'Inside', 'draw', 'load']
 
-# %% ../nbs/03_shards.ipynb #b0626417
+# %% ../nbs/03_shards.ipynb #d0dcd071
 import gzip, json, lzma, os, re, sys, tarfile, tempfile, warnings, weakref, zlib
 from collections import namedtuple
 from contextlib import contextmanager
 from glob import glob
+from importlib import import_module
 from itertools import groupby
 
 from .datasets import EXTENSIONS, SPLITS, TARS, ImageSet, Scan
 from .files import OPENERS, digest64, hash64, read_json
 from .images import naming, read_image, show_images
 
-# %% ../nbs/03_shards.ipynb #57f53c88
+# %% ../nbs/03_shards.ipynb #8c1127e6
 class Damaged(Exception):
     "An archive that breaks off, or is none."
 
@@ -42,7 +43,7 @@ class _Rest:
         self.position += len(data)
         return data
 
-# %% ../nbs/03_shards.ipynb #cebf5e43
+# %% ../nbs/03_shards.ipynb #a6f079f3
 LABEL_BYTES = 2 ** 20  # a label, or a long name, is not larger
 
 def _by_tarfile(header, file, position):
@@ -82,7 +83,7 @@ def members(
         if plain: position = start + (size + 511) // 512 * 512
         yield Member(name, kind, start, size, content)
 
-# %% ../nbs/03_shards.ipynb #aded2373
+# %% ../nbs/03_shards.ipynb #076b67b8
 class Trouble(dict):
     "What was passed over: kind → [how many, the first]."
     def note(self, kind, name): self.setdefault(kind, [0, name])[0] += 1
@@ -107,7 +108,7 @@ def key_and_ending(name):
     dot = name.find('.', name.rfind('/') + 1)
     return (name, '') if dot < 0 else (name[:dot], name[dot + 1:].lower())
 
-# %% ../nbs/03_shards.ipynb #08d61d8a
+# %% ../nbs/03_shards.ipynb #81000641
 Picture = namedtuple('Picture', 'label stem member')  # label: a number, a name, or None where nobody says
 
 def _said(group):
@@ -143,7 +144,7 @@ def pictures(entries, split, trouble):
         if best: yield Picture(said, os.path.basename(key), best)
         else: trouble.note('samples have a label and no image', key)
 
-# %% ../nbs/03_shards.ipynb #c94ac140
+# %% ../nbs/03_shards.ipynb #d2de8d08
 class Smallest:
     "The k smallest of the tuples that come by, in room for 2k."
     def __init__(self, k): self.k, self.items, self.limit = k, [], None
@@ -166,10 +167,10 @@ class Smallest:
         self._cut()
         return self.items
 
-# %% ../nbs/03_shards.ipynb #78e895b4
+# %% ../nbs/03_shards.ipynb #e75e0580
 def _need(module, why):
     "A library that is needed for some shards alone."
-    try: return __import__(module, fromlist=['x'])
+    try: return import_module(module)
     except ImportError: raise ValueError(f"{why} needs {module.split('.')[0]}, which is not installed: pip install 'rded[shards]'") from None
 
 def _remote(url):
@@ -209,7 +210,7 @@ class Shard:
         if len(data) < size: raise ValueError('the shard is shorter than it was')
         return data
 
-# %% ../nbs/03_shards.ipynb #b91a7f67
+# %% ../nbs/03_shards.ipynb #32e5db5a
 def _under(base, *parts): return '/'.join([base.rstrip('/'), *parts])
 
 def _tars_in(base, remote):
@@ -266,7 +267,7 @@ def find(
     if len(out) == len(shards): raise ValueError(f'{base}: all its shards are links that lead out of it: give the folder they lie in')
     return base, [shard for shard in shards if shard not in out]
 
-# %% ../nbs/03_shards.ipynb #b51318be
+# %% ../nbs/03_shards.ipynb #60708452
 LISTS = ('classes.json', 'classnames.txt', 'classes.txt', 'rded.json')
 
 def _read_beside(base, name):
@@ -298,7 +299,7 @@ def class_list(base):
         return name, keys
     return None, None
 
-# %% ../nbs/03_shards.ipynb #2a504f10
+# %% ../nbs/03_shards.ipynb #b2f07932
 class Classes:
     "From what the shards say of a class to its key."
     def __init__(self, file, keys): self.file, self.keys, self.known, self.numbers = file, keys, set(keys or ()), True
@@ -338,7 +339,7 @@ class Census:
         "What is kept of a class by source, whatever seed it was kept for."
         return {row[1]: row for smallest in self.kept[key] for row in smallest.sorted()}
 
-# %% ../nbs/03_shards.ipynb #3141d6e7
+# %% ../nbs/03_shards.ipynb #955ad4e1
 BROKEN = (Damaged, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)  # of an archive, not of the way to it
 
 def scan_shard(census, which, shard):
@@ -358,7 +359,7 @@ def scan(shards, split, classes, seeds, keep, progress=None):
     for which, shard in enumerate((progress or (lambda it, *_: it))(shards, 'scanning', len(shards))): scan_shard(census, which, shard)
     return census
 
-# %% ../nbs/03_shards.ipynb #f71f1f2c
+# %% ../nbs/03_shards.ipynb #54bf6169
 def _remove(path, process):
     if os.getpid() == process and os.path.exists(path): os.unlink(path)    # not by a forked worker
 
@@ -400,7 +401,7 @@ class Inside:
     def content(self, source):
         with naming(source): return digest64(self._bytes(source))
 
-# %% ../nbs/03_shards.ipynb #d2ade67d
+# %% ../nbs/03_shards.ipynb #1013c1e2
 def _packed(shard):
     with shard.stream() as (_, end): return end is None
 
@@ -432,7 +433,7 @@ def _image_set(base, split, shards, classes, census, scan):
     return ImageSet(os.path.basename(os.path.abspath(base) if '://' not in base else base.rstrip('/')), split, keys, [label for label, _ in rows], [row[2] for _, row in rows],
                     [row[1] for _, row in rows], Inside(places), scan=scan)
 
-# %% ../nbs/03_shards.ipynb #ac646d76
+# %% ../nbs/03_shards.ipynb #80452cca
 def _warn(base, shards, census):
     "One line for damaged shards, and one for everything that was passed over."
     damaged = [f'{name} ({why})' for name, why in census.damaged.items()]
