@@ -6,11 +6,12 @@
 __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'ALLOCATORS', 'GROWN', 'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME',
            'METHODS', 'OTHER_TABLES', 'STYLES', 'PAPER', 'SPARE', 'WAYS', 'TOGETHER', 'BAD_HEAD', 'HEAD', 'FAULTS_HEAD',
            'check_result', 'read_results', 'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference',
-           'Cell', 'cells', 'baseline', 'escape', 'markdown', 'accuracy_row', 'size_text', 'cost_row', 'run_row',
-           'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows',
-           'draw_cost', 'damage_rows', 'malformed_rows', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
+           'Cell', 'cells', 'baseline', 'escape', 'markdown', 'verdict', 'accuracy_row', 'size_text', 'cost_row',
+           'run_row', 'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan',
+           'plan_rows', 'draw_cost', 'damage_rows', 'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows',
+           'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #c241a564
+# %% ../nbs/42_report.ipynb #792d3349
 import csv, io, re, statistics, textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from .files import KINDS, atomic_file, check_fields, printable, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #3d566a1d
+# %% ../nbs/42_report.ipynb #6014d387
 FIELDS = {  # a '?' allows null
     'format': 'text', 'recipe': 'text', 'dataset': 'text', 'split': 'text', 'n': 'positive', 'ipc': 'positive', 'method': 'text',
     'observer': 'object?', 'observer.name': 'text', 'observer.sha256': 'text?', 'observer.top1': 'percent?',
@@ -34,7 +35,7 @@ def check_result(result, file='result'):
     "The result itself; `ValueError` naming the file and the first field that is missing or not what it should be."
     return check_fields(result, FIELDS | MORE, file, 'a result of rded')
 
-# %% ../nbs/42_report.ipynb #5a1abfcc
+# %% ../nbs/42_report.ipynb #51269e87
 BENCH, PLAN, BAD, FAULTS = 'rded-bench-1', 'rded-plan-1', 'rded-bad-input-1', 'rded-faults-1'
 
 def read_results(folder):
@@ -85,7 +86,7 @@ def read_plans(folder):
     "The predictions of cost among the results, by file name."
     return [{**found, 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (PLAN,))]
 
-# %% ../nbs/42_report.ipynb #1e9cd234
+# %% ../nbs/42_report.ipynb #1e9c3125
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -102,7 +103,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #4403c472
+# %% ../nbs/42_report.ipynb #64f967ef
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -110,7 +111,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #42391e14
+# %% ../nbs/42_report.ipynb #8d31b0cc
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -164,7 +165,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #1db67728
+# %% ../nbs/42_report.ipynb #938dafbb
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = printable(' '.join(str(text).split()))
@@ -184,17 +185,25 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #188326e8
+# %% ../nbs/42_report.ipynb #ae22a2da
+def verdict(ours, theirs):
+    "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
+    if ours is None: return 'not run'
+    if theirs is None: return '–'
+    gap, spread = difference(ours, theirs.top1, theirs.std)
+    return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
+
+# %% ../nbs/42_report.ipynb #62c7477f
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
     return {'recipe': cell.recipe, 'data set': cell.dataset, 'IPC': cell.ipc, 'observer': f"{cell.observer['name']}", 'student': cell.student,
             'training': cell.training, 'method': cell.method, 'top-1, last epoch': cell.top1,
-            'published': p, 'minus published': p and difference(cell.top1, p.top1, p.std),
+            'published': p, 'minus published': p and difference(cell.top1, p.top1, p.std), 'verdict': p and verdict(cell.top1, p),
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #2c62105c
+# %% ../nbs/42_report.ipynb #065e243b
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -231,7 +240,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #186e7ccf
+# %% ../nbs/42_report.ipynb #22738c6c
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -289,7 +298,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #a66be5e7
+# %% ../nbs/42_report.ipynb #99314a2d
 def speed_rows(benches):
     "One row a stage, allocator and side: medians of seconds, memory, and how many times as long the first side took."
     rows = []
@@ -330,7 +339,7 @@ def _speed_bars(ax, compared):
     ax.set(yticks=range(len(compared)), yticklabels=[b['stage'] for b in compared], xlabel='time of the published way / ours')
     ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-# %% ../nbs/42_report.ipynb #1436994c
+# %% ../nbs/42_report.ipynb #c83bc717
 WAYS = {'draw': 'the draw alone', 'index': 'an index of all'}
 
 def scan_rows(benches):
@@ -351,7 +360,7 @@ def draw_scan(benches):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #1687e896
+# %% ../nbs/42_report.ipynb #21a4f0bd
 TOGETHER = {'start': ('start',), 'scan': ('scan',), 'check': ('check',), 'scoring': ('pick', 'draw', 'scoring', 'score again'), 'select': ('select',), 'stitch': ('stitch',), 'write': ('write',)}
 
 def plan_rows(plans):
@@ -382,7 +391,7 @@ def draw_cost(plans):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #4654cb4e
+# %% ../nbs/42_report.ipynb #1b86f452
 BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
 
@@ -397,16 +406,22 @@ def malformed_rows(bad):
     "One row a kind of file: how many were made malformed, commands run on them, and what they did."
     return [{'file': name, 'malformed files': c['files'], 'commands': c['tried'], 'refused': c['refused'], 'no matter': c['done'], 'crashed': c['crashed']} for name, c in bad['commands'].items()]
 
-# %% ../nbs/42_report.ipynb #ba9fb53f
+# %% ../nbs/42_report.ipynb #38365af4
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
 
-Top-1 and top-5 are percentages on the whole validation set after the **last** epoch: mean ± sample standard deviation over seeds (number of seeds). "Best epoch" is the best of the evaluations that were made during training, chosen on the validation set itself; the published numbers were chosen in that way. "Random images" is as many whole images drawn at random, labelled by the same observer and trained on in the same way. A difference carries both standard errors in quadrature; a published deviation enters as it is. Two methods compare at equal updates only (see Cost).
+Top-1 and top-5 are percentages on the whole validation set after the **last** epoch: mean ± sample standard deviation over seeds (number of seeds). "Best epoch" is the best of the evaluations that were made during training, chosen on the validation set itself; the published numbers were chosen in that way. "Random images" is as many whole images drawn at random, labelled by the same observer and trained on in the same way. A difference carries both standard errors in quadrature; a published deviation enters as it is. Two methods compare at equal updates only (see Cost). The verdict is *reproduced* within twice the uncertainty of the difference or within one point, else *above* or *below*.
 
 ## Accuracy
 
 '''
+
+def main_cells(table):
+    "How much of the paper's main table has results, in words; nothing where none of it has."
+    run = {(c.dataset, c.ipc, citable(c.student)) for c in table if c.published}
+    names = [name for name, r in RECIPES.items() if r.published and (r.dataset, r.ipc, citable(r.student)) not in run]
+    return f"{len(run)} of the {len(run) + len(names)} cells of the paper's main table have results here; the others were not run.\n\n" if run else ''
 
 def _slug(text, taken):
     "A file name for a data set, unlike those `taken`."
@@ -452,13 +467,13 @@ def fault_rows(found):
     return [{'fault': r['fault'], 'command': r['command'], 'tried': r['tried'], 'disturbed': r['disturbed'], 'stood': r['kept'], 'wrong': r['wrong'],
              'statuses': ', '.join(f'{k} ({n})' for k, n in sorted(r['statuses'].items()))} for f in found for r in f['rows']]
 
-def page(results, tables, figures):
+def page(results, tables, figures, table=()):
     "The report's README as Markdown."
     count = f"{len(results)} result file{'s' * (len(results) != 1)} in `results/`"
     pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items() if name not in ('speed', 'cost', 'scans'))
     rest = ''.join(f'\n## {name.capitalize()}\n\n{markdown(tables[name])}' for name in ('cost', 'observers', 'runs'))
     sources = dict.fromkeys(r['published'].source for r in tables['accuracy'] if r['published'])
-    said = f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else ''
+    said = main_cells(table) + (f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else '')
     notes = dict.fromkeys((r['dataset'], str(r['note'])) for r in results if r.get('note'))
     said += ''.join(f'{escape(d)}: {escape(note)}\n\n' for d, note in notes)
     speed = f"\n## Speed\n\n![Time of the published way over ours, and growth](figures/speed.png)\n\n{markdown(tables['speed'])}" if tables.get('speed') else ''
@@ -470,7 +485,7 @@ def page(results, tables, figures):
     faults = f"\n## Faults\n\n{FAULTS_HEAD}\n{markdown(tables['faults'])}" if tables.get('faults') else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + plans + bad + rest + faults
 
-# %% ../nbs/42_report.ipynb #b11936f0
+# %% ../nbs/42_report.ipynb #0eef2d04
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
@@ -495,7 +510,7 @@ def write_report(
     faults = fault_rows([f for p in sorted(Path(results).glob('*.json')) if _is_other(f := read_json(p), (FAULTS,))])
     if faults: made['faults'] = faults
     for found_bad in read_bad_input(results): made['damaged-images'], made['malformed-files'] = damage_rows(found_bad), malformed_rows(found_bad)
-    texts = {'README.md': page(found, made, drawn)}
+    texts = {'README.md': page(found, made, drawn, cells(found))}
     for name, rows in made.items(): texts |= {f'tables/{name}.md': markdown(rows), f'tables/{name}.csv': _csv(rows)}
     for name, text in texts.items():
         with atomic_file(out / name) as f: f.write_text(text, encoding='utf-8')

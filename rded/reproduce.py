@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'GMACS', 'TRAIN_IMAGES', 'RATES', 'SMALLEST', 'Table', 'cite',
-           'table_of', 'recipe_of', 'published_for', 'verdict', 'Job', 'result_file', 'stands', 'data_for',
-           'observer_file', 'shared_observer', 'run_recipe', 'command_of', 'rows', 'selected', 'sources', 'notebook_of',
-           'parameters_of', 'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'plan', 'obstacle',
-           'described', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
+           'table_of', 'recipe_of', 'published_for', 'Job', 'result_file', 'stands', 'data_for', 'observer_file',
+           'shared_observer', 'run_recipe', 'command_of', 'rows', 'selected', 'sources', 'notebook_of', 'parameters_of',
+           'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'execute',
+           'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
 
-# %% ../nbs/44_reproduce.ipynb #48a1541e
+# %% ../nbs/44_reproduce.ipynb #9487e021
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
 from collections import deque
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from pathlib import Path
 from .files import Log, atomic_file, check_same, locked, read_json, write_json
 from .plan import duration
 from .recipes import DATASETS, LABELS, cell, changed, citable, dataset_of, plain_name, published, stated, tiny
-from .report import Stat, cells, difference, markdown, read_results, stat
+from .report import Stat, cells, difference, markdown, read_results, stat, verdict
 
-# %% ../nbs/44_reproduce.ipynb #4b468282
+# %% ../nbs/44_reproduce.ipynb #16a8fce6
 @dataclass(frozen=True)
 class Table:
     "A table of the paper: what it claims, the values of its cells, and the recipe of each."
@@ -39,7 +39,7 @@ def _main(small, dataset, network, ipc):
     made = cell(dataset, network, ipc)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #55cb38d0
+# %% ../nbs/44_reproduce.ipynb #91107ca1
 OBSERVERS = ('resnet18', 'resnet50', 'efficientnet_b0', 'mobilenet_v2', 'vgg11', 'swin_v2_t')
 STUDENTS = (*OBSERVERS, 'resnet101', 'timm:deit_tiny_patch16_224', 'swin_t', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny')
 NAMES = {'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny', 'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
@@ -57,7 +57,7 @@ def _cross(small, teacher, student, dataset='ImageNet-1K', ipc=10):
     if cell(dataset, 'resnet18', ipc).observer_weights: made = replace(made, observer_weights=f'torchvision:{plain_name(observer)}', observer_training=None)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #f87286bc
+# %% ../nbs/44_reproduce.ipynb #8f29d7b5
 ABLATIONS = {'patches': (1, 4, 9, 16), 'preselect': (50, 100, 300, 600), 'crops': (1, 5, 10, 20), 'labels': ('region', 'fixed', 'hard')}
 
 def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=10):
@@ -70,7 +70,7 @@ def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=1
     made = replace(base, name=f'{base.name}-{axis}{value}', **{field: set_to})
     return replace(made, preselect=max(made.preselect, made.factor ** 2 * made.ipc)) if axis == 'patches' else made
 
-# %% ../nbs/44_reproduce.ipynb #b2ce0237
+# %% ../nbs/44_reproduce.ipynb #d3490920
 def _large(small, dataset, ipc, network='resnet18'):
     made = _main(small, dataset, network, ipc)
     drawn = max(made.preselect, made.factor ** 2 * made.ipc)
@@ -112,15 +112,7 @@ def published_for(table, recipe):
         found = published(source, recipe.dataset, recipe.ipc, 'RDED', cite(recipe.observer), cite(recipe.student))
         if found: return found
 
-# %% ../nbs/44_reproduce.ipynb #4ccb5a3e
-def verdict(ours, theirs):
-    "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
-    if ours is None: return 'not run'
-    if theirs is None: return '–'
-    gap, spread = difference(ours, theirs.top1, theirs.std)
-    return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
-
-# %% ../nbs/44_reproduce.ipynb #f749b338
+# %% ../nbs/44_reproduce.ipynb #70c0434c
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -158,7 +150,7 @@ def stands(file, recipe, labels='region'):
     check_same(file, found, {'recipe': recipe.name, 'training': recipe.training.name + LABELS[labels][1], 'ipc': recipe.ipc, 'student': recipe.student})
     return True
 
-# %% ../nbs/44_reproduce.ipynb #a3680756
+# %% ../nbs/44_reproduce.ipynb #d4b04f45
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
     if dataset_of(name) == dataset: return 2
@@ -176,7 +168,7 @@ def data_for(recipe, root, download=False):
     if len(best) > 1: raise ValueError(f'--data {root}: {" and ".join(Path(p).name for p in best)} are both {recipe.dataset}: give one of them as --data')
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
-# %% ../nbs/44_reproduce.ipynb #cdd4ddaa
+# %% ../nbs/44_reproduce.ipynb #513e63f6
 def observer_file(folder, recipe, data, seed=0):
     "Where the observer of a recipe on these data is kept; None for released weights."
     t = recipe.observer_training
@@ -203,7 +195,7 @@ def shared_observer(
         models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
     return str(file)
 
-# %% ../nbs/44_reproduce.ipynb #5e33599f
+# %% ../nbs/44_reproduce.ipynb #e53426b9
 def run_recipe(
     recipe, data,
     out,                        # folder of results, sets and observers
@@ -228,7 +220,7 @@ def command_of(table, values, seeds, tiny=False, **settings):
     only, told = (','.join(f'{k}={v}' for k, v in pairs.items()) for pairs in (values, {k: v for k, v in settings.items() if v}))
     return f"rded reproduce {table} {'--tiny' if tiny else '--data ROOT'} --only {shlex.quote(only)} --seeds {','.join(map(str, seeds))}" + (f' --set {shlex.quote(told)}' if told else '')
 
-# %% ../nbs/44_reproduce.ipynb #216ee2a4
+# %% ../nbs/44_reproduce.ipynb #87c6ba0b
 def rows(
     table,          # a name in TABLES
     out,            # folder of results
@@ -281,7 +273,7 @@ def sources(table, shown):
     said = dict.fromkeys(r['published'].source for r in shown if r['published'])
     return f'Published: {"; ".join(said)}.' if said else ''
 
-# %% ../nbs/44_reproduce.ipynb #df45bf42
+# %% ../nbs/44_reproduce.ipynb #2ba3beb5
 def notebook_of(table):
     "The notebook of a table; `ValueError` where the package was installed without its notebooks."
     here = Path(__file__).parent if '__file__' in globals() else Path('rded').resolve()
@@ -308,7 +300,7 @@ def check_parameters(notebook, given):
             raise ValueError(f'{Path(notebook).name}: {name} is {value!r}: give a {wanted.__name__}, as {known[name]!r}')
     return given
 
-# %% ../nbs/44_reproduce.ipynb #11a058a7
+# %% ../nbs/44_reproduce.ipynb #9f7c42d7
 GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
@@ -342,7 +334,7 @@ def disk_of(job, out):
     sets = [Path(out, 'sets', f'{r.name}-{m}-seed{s}') for m in job.methods for s in job.seeds]
     return sum(not s.exists() for s in sets) * r.classes * r.ipc * r.size ** 2 * 2
 
-# %% ../nbs/44_reproduce.ipynb #2d145508
+# %% ../nbs/44_reproduce.ipynb #ea9ecd78
 def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, observer_epochs=0, download=False):
     "The table's jobs, in its order."
     return [Job(table, values, r, tuple(methods), tuple(seeds), data_for(r, root, download))
@@ -375,7 +367,7 @@ def described(jobs, out, device='cpu', workers=1, observers=None, given=None):
     lines.append(f'{len(jobs)} cells; time left about {duration(total / rate / workers)} on {workers} worker{"s" * (workers > 1)} ({basis}); disk {disk / 1e6:.0f} MB; downloads: {", ".join(sorted(fetched)) or "none"}')
     return lines
 
-# %% ../nbs/44_reproduce.ipynb #2705bc18
+# %% ../nbs/44_reproduce.ipynb #c27cbef0
 def _running(output): return output.with_name(f'.running-{output.name}')
 
 def execute(notebook, output, parameters):
@@ -420,7 +412,7 @@ def work():
     print('\n' + json.dumps(answer), flush=True)
     os._exit(0)
 
-# %% ../nbs/44_reproduce.ipynb #906cf487
+# %% ../nbs/44_reproduce.ipynb #26d5e094
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
@@ -510,7 +502,7 @@ class Runner:
             raise
         return self
 
-# %% ../nbs/44_reproduce.ipynb #48d68a10
+# %% ../nbs/44_reproduce.ipynb #22e19993
 def devices_here(device='auto'):
     "One worker a GPU, or one on the CPU."
     import torch
