@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'to_tensor', 'to_image', 'show_images', 'to_rgb', 'naming', 'read_image', 'crop_resize', 'whole']
 
-# %% ../nbs/01_images.ipynb #9415f5b4
+# %% ../nbs/01_images.ipynb #5d91aee1
 import warnings
 from contextlib import contextmanager
 from io import BytesIO
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../nbs/01_images.ipynb #1d266f76
+# %% ../nbs/01_images.ipynb #7f029123
 def to_tensor(img):
     "An RGB Pillow image as uint8 `[3,h,w]`; `ValueError` for any other mode."
     if img.mode != 'RGB': raise ValueError(f'an image of mode {img.mode}: read_image gives RGB')
@@ -26,7 +26,7 @@ def to_image(x):
         raise ValueError(f'{x.dtype} {list(x.shape)}: an image is uint8 [3,h,w]')
     return Image.fromarray(x.permute(1, 2, 0).contiguous().cpu().numpy())
 
-# %% ../nbs/01_images.ipynb #02a1b2e7
+# %% ../nbs/01_images.ipynb #df60c1cd
 def _array(x):
     "One image, Pillow or tensor, as an array `[h,w,3]` for matplotlib."
     if isinstance(x, Image.Image): return np.asarray(x.convert('RGB'))
@@ -42,32 +42,34 @@ def _cell(arrays, scale):
     largest, side = max(max(a.shape[:2]) for a in arrays), 70 * scale
     return side if largest > side else side // largest * largest
 
-# %% ../nbs/01_images.ipynb #497f6db1
+# %% ../nbs/01_images.ipynb #346ea8d8
 def show_images(
     x,           # tensor [n,3,h,w] or [3,h,w], uint8 or float in [0,1]; or a list of Pillow images and tensors of any sizes
     titles=None, # a line above each image
     columns=8,   # images a row, at most
     scale=1.0,   # 1 is about 70 screen pixels an image
     title=None,  # a line above them all
+    rows=None,   # a name left of each row
 ):
     "A matplotlib figure of the images, row by row: the house's one viewer."
     import matplotlib.pyplot as plt
     arrays = [_array(one) for one in ([x] if isinstance(x, Image.Image) or getattr(x, 'ndim', 0) == 3 else x)]
     if not arrays: raise ValueError('no images to show')
     cell, columns = _cell(arrays, scale), min(columns, len(arrays))
-    rows, gap = -(-len(arrays) // columns), 4 + (10 if titles is not None else 0)
-    size = columns * (cell + 4) / 70, (rows * (cell + gap) + (16 * (1 + title.count('\n')) if title else 0)) / 70
-    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=size, dpi=70, layout='constrained')
+    count, gap, beside = -(-len(arrays) // columns), 4 + (10 if titles is not None else 0), max(map(len, rows), default=0) * 5 if rows else 0
+    size = (columns * (cell + 4) + beside) / 70, (count * (cell + gap) + (16 * (1 + title.count('\n')) if title else 0)) / 70
+    fig, axes = plt.subplots(count, columns, squeeze=False, figsize=size, dpi=70, layout='constrained')
     fig.get_layout_engine().set(w_pad=2 / 70, h_pad=2 / 70, wspace=0, hspace=0)
     for ax in axes.flat: ax.axis('off')
     for k, (ax, array) in enumerate(zip(axes.flat, arrays)):
         ax.imshow(array, interpolation='nearest' if max(array.shape[:2]) <= cell else 'antialiased')
         if titles is not None: ax.set_title(titles[k], fontsize=7, pad=2)
+    for ax, name in zip(axes[:, 0], rows or ()): ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha='right', va='center', fontsize=7)
     if title: fig.suptitle(title, fontsize=8, x=0.01, ha='left')
     plt.close(fig)
     return fig
 
-# %% ../nbs/01_images.ipynb #08770088
+# %% ../nbs/01_images.ipynb #274985e4
 def _upright(img):
     "Turned as its EXIF orientation says; as it is where the EXIF block is damaged."
     try: return ImageOps.exif_transpose(img)
@@ -94,7 +96,7 @@ def to_rgb(img):
     rgb.info = {}
     return rgb
 
-# %% ../nbs/01_images.ipynb #a39edf50
+# %% ../nbs/01_images.ipynb #85b67378
 MAX_PIXELS = 178_956_970  # where Pillow itself suspects a decompression bomb: half a gigabyte of RGB
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')  # what it says of damaged notes (EXIF) is of no use here
@@ -118,7 +120,7 @@ def naming(name):
     except MemoryError: raise
     except Exception as error: raise ValueError(f'{name}: {_reason(error)}') from error
 
-# %% ../nbs/01_images.ipynb #968eebee
+# %% ../nbs/01_images.ipynb #148b2f55
 def _decode(source):
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as img:
         if img.width * img.height > MAX_PIXELS: raise ValueError(f'more than {MAX_PIXELS} pixels')
@@ -132,7 +134,7 @@ def read_image(
     "The image as upright RGB; `ValueError` that names it when it is broken, too large, or not an image."
     with naming(name or _name(source)): return _decode(source)
 
-# %% ../nbs/01_images.ipynb #112b9e1e
+# %% ../nbs/01_images.ipynb #9e4d0ff3
 def crop_resize(
     img,  # RGB Pillow image
     box,  # (top, left, height, width) in whole pixels, inside the image
@@ -144,7 +146,7 @@ def crop_resize(
         raise ValueError(f'box {[top, left, height, width]} is not inside an image of height {img.height} and width {img.width}')
     return img.crop((left, top, left + width, top + height)).resize((size, size), Image.BILINEAR)
 
-# %% ../nbs/01_images.ipynb #40d8ec2d
+# %% ../nbs/01_images.ipynb #93a5b6fe
 def _middle(img, width, height):
     "The central `width`×`height` part, rounded as torchvision rounds."
     left, top = round((img.width - width) / 2), round((img.height - height) / 2)
