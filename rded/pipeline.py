@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'result', 'method_of', 'cited', 'trained_with',
-           'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'the_observer',
-           'finished', 'run_cell']
+           'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by', 'train_into',
+           'the_observer', 'the_labeller', 'finished', 'run_cell']
 
-# %% ../nbs/41_pipeline.ipynb #b668bec0
+# %% ../nbs/41_pipeline.ipynb #0ff9a3f8
 import platform
 import subprocess
 import sys
@@ -25,13 +25,13 @@ from .evidence import look
 from .files import check_same, read_json, write_json
 from .labels import FixedLabels, HardLabels, LiveLabels
 from .observer import Observer, check_class_order, get_observer, match_columns, plain, train_observer
-from .recipes import LABELS, get, recovery_of, stated
+from .recipes import LABELS, get, observer_training, recovery_of, stated
 from .score import choose, forget, score_images
 from .select import looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
-# %% ../nbs/41_pipeline.ipynb #2cfa34f9
+# %% ../nbs/41_pipeline.ipynb #dec1731c
 def distill(
     recipe,                # rded.recipes.Recipe
     images,                # ImageSet, training split
@@ -57,7 +57,7 @@ def distill(
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
     return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **({'jpeg': recipe.jpeg} if recipe.jpeg else {})}, observer=observer, workers=workers)
 
-# %% ../nbs/41_pipeline.ipynb #e6310121
+# %% ../nbs/41_pipeline.ipynb #5f63dca1
 def _whole(method):
     return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
 
@@ -78,7 +78,7 @@ def make_set(
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 
-# %% ../nbs/41_pipeline.ipynb #e28c8971
+# %% ../nbs/41_pipeline.ipynb #48caf637
 def make_and_save(
     folder,            # that is to be
     method: str,       # a key of METHODS
@@ -97,7 +97,7 @@ def make_and_save(
     forget(keep)
     return made
 
-# %% ../nbs/41_pipeline.ipynb #45677c2a
+# %% ../nbs/41_pipeline.ipynb #7e0cb4d4
 def train_set(
     distilled,             # DistilledSet
     observer,              # who labels the views while it trains; None: hard labels, or those given
@@ -151,7 +151,7 @@ def trained_with(training, labels) -> str:
     if labels.kind == 'live': return training.name
     return training.name + (LABELS['hard'][1] if labels.kind == 'hard' else f', labels {labels.name}')
 
-# %% ../nbs/41_pipeline.ipynb #da114f2a
+# %% ../nbs/41_pipeline.ipynb #848498bf
 def weight_bytes(observer) -> int:
     "Bytes of the observer's weights; 0 without one."
     return sum(v.numel() * v.element_size() for net in observer.nets for v in net.body.state_dict().values()) if observer else 0
@@ -183,7 +183,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/41_pipeline.ipynb #f4a8bf09
+# %% ../nbs/41_pipeline.ipynb #f4eeb7ac
 def run(
     recipe,                     # Recipe or its name
     data: str,                  # DATA
@@ -193,7 +193,7 @@ def run(
     methods=('rded', 'random-images'),
     *,
     labels='region',            # 'region', 'fixed' or 'hard', see `recipes.LABELS`
-    labeller=None,              # file or name, or several, that labels in place of the observer that scores
+    labeller=None,              # file or name, or several, that labels in place of the observer that scores; the recipe's own labellers, trained into `out`, where None
     check=True,                 # of the class order
     download=False,
     spares=None,                # of tar shards: images of a class kept beside the drawn ones, for broken ones
@@ -207,12 +207,12 @@ def run(
         if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     if labels not in LABELS: raise ValueError(f'unknown labels {labels!r}: choose from {", ".join(LABELS)}')
     if labeller and labels == 'hard': raise ValueError(f'labeller {labeller}: hard labels have none, leave it out')
-    kept = ranks.first(lambda: None if _trains(recipe, observer, out) else drawn_by(recipe, {*seeds, 0}, spares))     # 0: the class check draws, too
+    kept = ranks.first(lambda: None if _trains(recipe, observer, out, labels, labeller) else drawn_by(recipe, {*seeds, 0}, spares))     # 0: the class check draws, too
     images, val = datasets.load(data, 'train', download, drawn=kept, progress=progress), datasets.load(data, 'val', download)
     if len(images.classes) != recipe.classes: raise ValueError(f'recipe {recipe.name} is for {recipe.classes} classes, {images.name} has {len(images.classes)}: choose another recipe, or use `rded distill`')
     val = val.in_memory(recipe.size, workers) if val.x is None or val.x.shape[-1] != recipe.size else val
     eyes = the_observer(recipe, images, val, observer, out, check, device, workers, log, progress)
-    teacher = the_observer(recipe, images, val, labeller, out, check, device, workers, log, progress) if labeller else eyes
+    teacher = eyes if labels == 'hard' else the_labeller(recipe, images, val, labeller, eyes, out, check, device, workers, log, progress)
     results = []
     for seed in seeds:
         for method in methods:
@@ -228,21 +228,39 @@ def drawn_by(recipe, seeds, spares=None) -> tuple:
     "What will be drawn for some seeds, as `datasets.load` takes it: of tar shards no more is kept."
     return sorted(seeds), max(recipe.preselect, recipe.ipc * recipe.factor ** 2), spares
 
-def _trains(recipe, source, out): return not (source or recipe.observer_weights or (out / 'observer.safetensors').exists())    # then all images are needed
+def _trains(recipe, source, out, labels='hard', labeller=None):
+    "Whether an observer is to be trained: then all images are needed."
+    files = _labellers(recipe, out) if labels != 'hard' and not labeller else []
+    return not (source or recipe.observer_weights or (out / 'observer.safetensors').exists()) or any(not file.exists() for file, _ in files)
+
+def _labellers(recipe, out):
+    "(file, seed) of each observer that is trained to label alone."
+    return [(out / f'labeller-epochs{recipe.labeller_epochs}-seed{k}.safetensors', k) for k in range(recipe.labellers)] if recipe.labeller_epochs else []
+
+def train_into(file, recipe, training, seed, images, val, device, workers, log, progress):
+    "Train an observer of the recipe's architecture, where its file does not stand."
+    def trained():
+        if file.exists(): return
+        log(f'training the observer {recipe.observer} for {training.epochs} epochs')
+        models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device=device, workers=workers, progress=progress), file)
+    ranks.first(trained)
+    return _on_every_node(file)
 
 def the_observer(recipe, images, val, source, out, check, device, workers, log, progress) -> Observer:
     "Load the observer, or train it into `out`; check its class order."
-    file = out / 'observer.safetensors'
-    if source is None and recipe.observer_weights: source = recipe.observer_weights
-    def trained():
-        if source is not None or file.exists(): return
-        log(f'training the observer {recipe.observer} for {recipe.observer_training.epochs} epochs')
-        models.save(train_observer(images, val, recipe.observer, recipe.size, recipe.observer_training, device=device, workers=workers, progress=progress), file)
-    ranks.first(trained)
-    eyes = get_observer(source or _on_every_node(file), images, size=recipe.size, device=device, by_position=not check)
+    source = source or recipe.observer_weights or train_into(out / 'observer.safetensors', recipe, recipe.observer_training, 0, images, val, device, workers, log, progress)
+    eyes = get_observer(source, images, size=recipe.size, device=device, by_position=not check)
     if check and not ranks.rank(): check_class_order(eyes, images, workers=workers, warn=log)
     log(repr(eyes))
     return eyes
+
+def the_labeller(recipe, images, val, source, eyes, out, check, device, workers, log, progress) -> Observer:
+    "Who labels: `source`, or the recipe's labellers, trained into `out`, or the observer that scores."
+    where = (out, check, device, workers, log, progress)
+    if not source and recipe.labeller_epochs:
+        training = replace(recipe.observer_training or observer_training(recipe.observer, recipe.dataset, recipe.size), epochs=recipe.labeller_epochs)
+        source = [train_into(file, recipe, training, seed, images, val, device, workers, log, progress) for file, seed in _labellers(recipe, out)]
+    return the_observer(recipe, images, val, source, *where) if source else eyes
 
 def _on_every_node(path):
     "The path; ValueError where rank 0 wrote it and this rank does not find it."

@@ -282,7 +282,7 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--out', 'net.pth'], '.safetensors'),
     (['train', '--distilled', 'SET', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], '--hard'),
     (['train', '--distilled', 'SET', '--hard', '--observer', 'OBS', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], 'one of them'),
-    (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--training', 'plus', '--out', 's.safetensors'], "'plus'"),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--training', 'best', '--out', 's.safetensors'], "'best'"),
     (['distill', '--data', 'nowhere', '--observer', 'nobody', '--ipc', '1', '--out', 'SET'], 'exists and is not empty'),      # before any work
     (['train', '--distilled', 'nowhere', '--hard', '--student', 'conv3', '--val', 'nowhere', '--out', 'OBS'], 'exists'),
     (['recipes', '--device', 'tpu'], "'tpu'"), (['recipes', '--seed', '-1'], 'give 0 or more'), (['recipes', '--json', '.'], 'is a folder'),

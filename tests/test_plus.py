@@ -1,0 +1,62 @@
+"""`plus` and what it needs: labellers apart from the observer that scores, and images held out to choose settings by."""
+import json
+from dataclasses import replace
+
+import pytest
+
+from rded import cli, datasets, pipeline, recipes
+from rded.files import read_json
+
+TINY = 'cifar10-conv3-ipc1-tiny-plus'
+
+
+@pytest.mark.parametrize('name', [n for n in recipes.RECIPES if not n.endswith('-tiny')])
+def test_every_recipe_has_a_plus_variant(name):
+    paper, plus = recipes.get(name), recipes.get(f'{name}-plus')
+    assert (plus.name, plus.training.name) == (f'{name}-plus', 'plus') and plus.labeller_epochs and paper.labeller_epochs == 0
+    assert plus.training.batch_size <= paper.training.batch_size and plus.training.lr == paper.training.lr and (plus.training.notes == ()) == (paper.dataset == 'CIFAR-10' and paper.student == 'conv3')
+    same = ('data', 'dataset', 'size', 'ipc', 'factor', 'observer', 'student', 'observer_training', 'observer_weights', 'preselect', 'crops')
+    assert all(getattr(plus, k) == getattr(paper, k) for k in same)                       # the images are the paper's
+
+
+def test_a_run_trains_its_labellers_once_and_labels_with_them(tmp_path, capsys):
+    asked = ['run', TINY, '--methods', 'rded', '--seeds', '0,1', '--out', str(tmp_path / 'out'), '--quiet']
+    assert cli.main(asked) == 0
+    recipe = recipes.get(TINY)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / 'out').glob('labeller-*.safetensors')}
+    assert len(files) == recipe.labellers
+    results = [read_json(p) for p in sorted((tmp_path / 'out' / 'results').glob('*.json'))]
+    sets = [read_json(p) for p in (tmp_path / 'out' / 'sets').glob('*/rded.json')]
+    assert len(results) == len(sets) == 2 and {r['training'] for r in results} == {recipe.training.name}
+    assert all(r['observer']['name'].startswith('labeller-') for r in results) and {s['observer']['name'] for s in sets} == {'observer.safetensors'}
+    assert cli.main(asked) == 0 and files == {p: p.stat().st_mtime_ns for p in files}     # found again
+    assert cli.main([*asked[:-1], '--hard', '--quiet']) == 0                              # hard labels have no labeller
+    hard = [read_json(p) for p in (tmp_path / 'out' / 'results').glob('*-hard-*.json')]
+    assert len(hard) == 2 and all(r['observer'] is None for r in hard)
+
+
+def test_hard_labels_train_no_labeller(tmp_path):
+    pipeline.run(TINY, 'digits', out=tmp_path, methods=['rded'], labels='hard', log=lambda text: None)
+    assert list(tmp_path.glob('labeller-*')) == []
+
+
+def test_train_takes_the_named_settings(tmp_path, capsys):
+    digits = ['--data', 'digits', '--quiet']
+    assert cli.main(['observer', *digits, '--arch', 'conv3', '--epochs', '1', '--out', str(tmp_path / 'o.safetensors')]) == 0
+    assert cli.main(['distill', *digits, '--observer', str(tmp_path / 'o.safetensors'), '--ipc', '1', '--preselect', '20', '--out', str(tmp_path / 'set')]) == 0
+    assert cli.main(['train', '--distilled', str(tmp_path / 'set'), '--observer', str(tmp_path / 'o.safetensors'), '--val', 'digits', '--student', 'conv3', '--training', 'plus',
+                     '--epochs', '2', '--json', str(tmp_path / 'r.json'), '--out', str(tmp_path / 's.safetensors'), '--quiet']) == 0
+    assert json.loads((tmp_path / 'r.json').read_text())['training'] == 'plus, epochs 2'
+
+
+def test_held_out_images_are_neither_seen_nor_cited(tmp_path, cifar10_root):
+    data = f'held-out-20:{cifar10_root}'
+    fit, held = datasets.load(data), datasets.load(data, 'val')
+    whole = datasets.load(cifar10_root)
+    assert held.counts() == [20] * 10 and {*fit.ids} | {*held.ids} == {*whole.ids} and not {*fit.ids} & {*held.ids}
+    recipe = replace(recipes.get('cifar10-conv3-ipc1'), preselect=12, crops=2, observer_training=replace(recipes.OBSERVERS['CIFAR-10', 'conv3'], epochs=1, images_per_class=20))
+    recipe = replace(recipe, training=replace(recipe.training, epochs=2))
+    [found] = pipeline.run(recipe, data, out=tmp_path, methods=['rded'], check=False, log=lambda text: None)
+    assert (found['split'], found['n'], found['dataset'] == 'CIFAR-10') == ('held-out', 200, False)
+    made = read_json(next((tmp_path / 'sets').glob('*/rded.json')))
+    assert made['data']['images'] == len(fit) and not {p['source'] for image in made['images'] for p in image['patches']} & {*held.sources}
