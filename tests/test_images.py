@@ -151,3 +151,9 @@ def test_cifar_images_are_not_touched(cifar10_root):
     for path in sorted(cifar10_root.glob('test/cat/*.jpg'))[:20]:
         img = read_image(path)
         assert img.size == (32, 32) and whole(img, 32) == img and to_image(to_tensor(img)) == img
+
+
+def test_a_name_stands_left_of_each_row():
+    fig = images.show_images(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), columns=3, rows=['first', 'the second'])
+    said = [t.get_text() for ax in fig.axes for t in ax.texts]
+    assert said == ['first', 'the second'] and len(fig.axes) == 6
