@@ -10,14 +10,14 @@ __all__ = ['TILES', 'LOSSES', 'MIXES', 'LABELS', 'RATES', 'BATCHES', 'PLUS', 'TR
            'published_rows', 'published', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny',
            'plus', 'get']
 
-# %% ../nbs/40_recipes.ipynb #7b5f3087
+# %% ../nbs/40_recipes.ipynb #abf0c1fa
 import csv, difflib
 from math import isfinite
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #7eca9023
+# %% ../nbs/40_recipes.ipynb #1acd6ceb
 TILES = ('rows-and-columns', 'all', 'none')
 LOSSES = ('kl', 'mse')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
@@ -80,10 +80,10 @@ class Training:
         _above_zero('training', lr=self.lr, temperature=self.temperature, stretch=self.stretch, min_scale=1 if self.min_scale is None else self.min_scale)
         _share('training', weight_decay=self.weight_decay)
 
-# %% ../nbs/40_recipes.ipynb #2a613fa7
+# %% ../nbs/40_recipes.ipynb #dc7c6777
 LABELS = {'region': ('', ''), 'hard': ('-hard', '-hard'), 'fixed': ('-fixed', ', labels fixed')}  # kind: what it adds to the name of the file, of the training
 
-# %% ../nbs/40_recipes.ipynb #274ffc63
+# %% ../nbs/40_recipes.ipynb #d404c590
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -99,7 +99,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #93a154f4
+# %% ../nbs/40_recipes.ipynb #2292eeb3
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -111,7 +111,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #d705adcc
+# %% ../nbs/40_recipes.ipynb #f4a16ebe
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -128,28 +128,27 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #c909066e
+# %% ../nbs/40_recipes.ipynb #650d3f5f
 def changed(settings, **values):
     "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
     told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
-# %% ../nbs/40_recipes.ipynb #c34c2ff2
+# %% ../nbs/40_recipes.ipynb #6307cb9e
 def stated(recipe):
     "The recipe with its smallest crop written down, 1/factor, which then holds for sets of whole images, too."
     return replace(recipe, training=replace(recipe.training, min_scale=recipe.training.min_scale or 1 / recipe.factor))
 
-# %% ../nbs/40_recipes.ipynb #fe2c5bce
+# %% ../nbs/40_recipes.ipynb #fdecca87
 @dataclass(frozen=True)
 class Plus:
     "How `plus` differs from `paper` for sets of one size."
     labeller_share: float   # epochs of the observer that labels, as a share of the scoring observer's; with a whole schedule
     epochs: int             # of the student; the paper's from 1000 classes on
-    batch_share: float      # of the paper's batch
     min_scale: float = 0.25 # smallest crop
 
-PLUS = {1: Plus(1 / 9, 2000, 1.0), 10: Plus(1 / 3, 1000, 0.5), 50: Plus(2 / 3, 400, 0.5)}
+PLUS = {1: Plus(1 / 9, 2000), 10: Plus(1 / 3, 1000), 50: Plus(2 / 3, 400)}
 
 def plus_row(ipc): return PLUS[max(k for k in PLUS if k <= ipc)]
 
@@ -157,12 +156,12 @@ def plus_training(student, ipc, classes, dataset=None, n=None, observer=None):
     "The `plus` training of a student: the published one of this cell but for the values of its row."
     paper, row = paper_training(student, ipc, classes, dataset, n, observer), plus_row(ipc)
     known = dataset == 'CIFAR-10' and plain_name(student) == 'conv3'
-    return replace(paper, name='plus', epochs=row.epochs if classes < 1000 else paper.epochs, batch_size=max(1, round(row.batch_share * paper.batch_size)), min_scale=row.min_scale,
+    return replace(paper, name='plus', epochs=row.epochs if classes < 1000 else paper.epochs, min_scale=row.min_scale,
                    notes=paper.notes + (() if known else ('the values of plus were chosen on CIFAR-10 with Conv-3: here they are an expectation',)))
 
 TRAININGS = {'paper': paper_training, 'plus': plus_training}
 
-# %% ../nbs/40_recipes.ipynb #1aa4595e
+# %% ../nbs/40_recipes.ipynb #529e0195
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -209,7 +208,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #b134b5ec
+# %% ../nbs/40_recipes.ipynb #d41b57d4
 @dataclass(frozen=True)
 class Recovery:
     "How SRe2L optimises images; rates are per pixel after normalisation."
@@ -237,7 +236,7 @@ def recovery_of(dataset=None, size=32):
     like = 'CIFAR-10' if size < 64 else 'Tiny-ImageNet' if size < 128 else 'ImageNet-1K'
     return RECOVERIES.get(dataset, RECOVERIES[like])
 
-# %% ../nbs/40_recipes.ipynb #8f9d7858
+# %% ../nbs/40_recipes.ipynb #0d9710c3
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -274,7 +273,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #ab0291a5
+# %% ../nbs/40_recipes.ipynb #f67bfcfa
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -336,7 +335,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #37092a5a
+# %% ../nbs/40_recipes.ipynb #d7bdb339
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -371,7 +370,7 @@ def dataset_of(name):
     plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
     return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
 
-# %% ../nbs/40_recipes.ipynb #47777a8d
+# %% ../nbs/40_recipes.ipynb #d79f70ad
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -397,7 +396,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #d9286450
+# %% ../nbs/40_recipes.ipynb #2db01987
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):
