@@ -19,10 +19,11 @@ def test_every_recipe_has_a_plus_variant(name):
     assert all(getattr(plus, k) == getattr(paper, k) for k in same)                       # the images are the paper's
 
 
-def test_a_run_trains_its_labellers_once_and_labels_with_them(tmp_path, capsys):
-    asked = ['run', TINY, '--methods', 'rded', '--seeds', '0,1', '--out', str(tmp_path / 'out'), '--quiet']
+@pytest.mark.parametrize('name', [TINY, 'imagenet1k-resnet18-ipc10-tiny-plus'])
+def test_a_run_trains_its_labellers_once_and_labels_with_them(name, tmp_path, capsys):
+    asked = ['run', name, '--methods', 'rded', '--seeds', '0,1', '--out', str(tmp_path / 'out'), '--quiet']
     assert cli.main(asked) == 0
-    recipe = recipes.get(TINY)
+    recipe = recipes.get(name)
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / 'out').glob('labeller-*.safetensors')}
     assert len(files) == recipe.labellers
     results = [read_json(p) for p in sorted((tmp_path / 'out' / 'results').glob('*.json'))]
