@@ -10,14 +10,14 @@ __all__ = ['TILES', 'LOSSES', 'MIXES', 'LABELS', 'RATES', 'BATCHES', 'PLUS', 'TR
            'published_rows', 'published', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny',
            'plus', 'get']
 
-# %% ../nbs/40_recipes.ipynb #57d9506c
+# %% ../nbs/40_recipes.ipynb #937b0d85
 import csv, difflib
 from math import isfinite
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 
-# %% ../nbs/40_recipes.ipynb #26965ae9
+# %% ../nbs/40_recipes.ipynb #468d7610
 TILES = ('rows-and-columns', 'all', 'none')
 LOSSES = ('kl', 'mse')
 MIXES = {'cutmix': dict(mix_alpha=1.0, temperature=20.0),   # Beta(1, 1)
@@ -80,10 +80,10 @@ class Training:
         _above_zero('training', lr=self.lr, temperature=self.temperature, stretch=self.stretch, min_scale=1 if self.min_scale is None else self.min_scale)
         _share('training', weight_decay=self.weight_decay)
 
-# %% ../nbs/40_recipes.ipynb #5b76d0ad
+# %% ../nbs/40_recipes.ipynb #59b87c67
 LABELS = {'region': ('', ''), 'hard': ('-hard', '-hard'), 'fixed': ('-fixed', ', labels fixed')}  # kind: what it adds to the name of the file, of the training
 
-# %% ../nbs/40_recipes.ipynb #b3b4d244
+# %% ../nbs/40_recipes.ipynb #0dd0f770
 RATES = {'conv3': 1e-3, 'conv4': 1e-3, 'conv5': 1e-3, 'conv6': 1e-3,
          'resnet18': 1e-3, 'resnet50': 1e-3, 'resnet101': 1e-3,
          'efficientnet_b0': 2e-3, 'mobilenet_v2': 2.5e-3, 'vgg11': 5e-4,
@@ -99,7 +99,7 @@ def learning_rate(student):
     if rate: return rate, ()
     return 1e-3, (f'no learning rate is published for {student}: 1e-3 is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #094ff97c
+# %% ../nbs/40_recipes.ipynb #f6d718a5
 BATCHES = {1: 10, 10: 50, 50: 100}
 
 def batch_size(ipc, classes, dataset=None, n=None):
@@ -111,7 +111,7 @@ def batch_size(ipc, classes, dataset=None, n=None):
     if ipc in BATCHES or dataset == 'Tiny-ImageNet': return batch, ()
     return batch, (f'no batch size is published for IPC {ipc}: {batch}, from IPC {known}, is our choice',)
 
-# %% ../nbs/40_recipes.ipynb #1a739656
+# %% ../nbs/40_recipes.ipynb #80f3126a
 def paper_training(
     student,        # registry name, as 'conv3' or 'timm:vgg11'
     ipc,            # images per class of the distilled set
@@ -128,27 +128,28 @@ def paper_training(
         lr, batch, batch_notes = 2e-3, min(25, n or ipc * classes), ()
     return Training(lr=lr, batch_size=batch, mix=mix, notes=lr_notes + batch_notes, **MIXES[mix])
 
-# %% ../nbs/40_recipes.ipynb #16a32acf
+# %% ../nbs/40_recipes.ipynb #34b7a4a2
 def changed(settings, **values):
     "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
     told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
-# %% ../nbs/40_recipes.ipynb #24c7d854
+# %% ../nbs/40_recipes.ipynb #8d0f11cd
 def stated(recipe):
     "The recipe with its smallest crop written down, 1/factor, which then holds for sets of whole images, too."
     return replace(recipe, training=replace(recipe.training, min_scale=recipe.training.min_scale or 1 / recipe.factor))
 
-# %% ../nbs/40_recipes.ipynb #50ce2927
+# %% ../nbs/40_recipes.ipynb #d82b6107
 @dataclass(frozen=True)
 class Plus:
     "How `plus` differs from `paper` for sets of one size."
     labeller_share: float   # epochs of the observer that labels, as a share of the scoring observer's; with a whole schedule
     epochs: int             # of the student; the paper's from 1000 classes on
-    min_scale: float = 0.25 # smallest crop
+    min_scale: float        # smallest crop
+    batch_share: float      # of the paper's batch
 
-PLUS = {1: Plus(1 / 9, 2000), 10: Plus(1 / 3, 1000), 50: Plus(2 / 3, 400)}
+PLUS = {1: Plus(1 / 9, 2000, 0.25, 1), 10: Plus(1 / 3, 1000, 0.25, 1 / 2), 50: Plus(2 / 3, 400, 0.5, 1 / 4)}
 
 def plus_row(ipc): return PLUS[max(k for k in PLUS if k <= ipc)]
 
@@ -156,12 +157,12 @@ def plus_training(student, ipc, classes, dataset=None, n=None, observer=None):
     "The `plus` training of a student: the published one of this cell but for the values of its row."
     paper, row = paper_training(student, ipc, classes, dataset, n, observer), plus_row(ipc)
     known = dataset == 'CIFAR-10' and plain_name(student) == 'conv3'
-    return replace(paper, name='plus', epochs=row.epochs if classes < 1000 else paper.epochs, min_scale=row.min_scale,
+    return replace(paper, name='plus', epochs=row.epochs if classes < 1000 else paper.epochs, batch_size=max(1, round(row.batch_share * paper.batch_size)), min_scale=row.min_scale,
                    notes=paper.notes + (() if known else ('the values of plus were chosen on CIFAR-10 with Conv-3: here they are an expectation',)))
 
 TRAININGS = {'paper': paper_training, 'plus': plus_training}
 
-# %% ../nbs/40_recipes.ipynb #e7e63ad7
+# %% ../nbs/40_recipes.ipynb #7aa5c101
 @dataclass(frozen=True)
 class ObserverTraining:
     "How an observer is trained from scratch on the images and hard labels."
@@ -208,7 +209,7 @@ def observer_training(arch, dataset=None, size=32):
         if key in OBSERVERS: return OBSERVERS[key]
     return LARGE if size >= 128 else SMALL
 
-# %% ../nbs/40_recipes.ipynb #0f1fb400
+# %% ../nbs/40_recipes.ipynb #cdb02d63
 @dataclass(frozen=True)
 class Recovery:
     "How SRe2L optimises images; rates are per pixel after normalisation."
@@ -236,7 +237,7 @@ def recovery_of(dataset=None, size=32):
     like = 'CIFAR-10' if size < 64 else 'Tiny-ImageNet' if size < 128 else 'ImageNet-1K'
     return RECOVERIES.get(dataset, RECOVERIES[like])
 
-# %% ../nbs/40_recipes.ipynb #a67dd3a5
+# %% ../nbs/40_recipes.ipynb #50f3fc43
 @dataclass(frozen=True)
 class Published:
     "A published accuracy in percent; `ipc`, `student` and `std` may be None."
@@ -273,7 +274,7 @@ def published(
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
 
-# %% ../nbs/40_recipes.ipynb #35019c84
+# %% ../nbs/40_recipes.ipynb #0a0065e0
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "One cell: what is distilled, how, and how a student is trained on it. Its repr has one line a field."
@@ -335,7 +336,7 @@ def citable(arch):
         if name.startswith(start) and name[len(start):].isdigit(): return cite + name[len(start):]
     return CITABLE.get(name, name)
 
-# %% ../nbs/40_recipes.ipynb #9e8d428d
+# %% ../nbs/40_recipes.ipynb #87aca340
 @dataclass(frozen=True)
 class Data:
     "What a recipe needs to know of a data set."
@@ -370,7 +371,7 @@ def dataset_of(name):
     plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
     return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
 
-# %% ../nbs/40_recipes.ipynb #0ccb64e8
+# %% ../nbs/40_recipes.ipynb #a43216fc
 def cell(
     dataset,        # citable name, a key of DATASETS
     student,        # 'convnet', 'resnet18', 'resnet101' or any registry name
@@ -396,7 +397,7 @@ def _close(name, known):
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f": did you mean {' or '.join(close)}?" if close else f": `rded recipes` lists all {len(known)}"
 
-# %% ../nbs/40_recipes.ipynb #4949889a
+# %% ../nbs/40_recipes.ipynb #2690fa84
 TINY_SIZES = {'conv3': 16, 'conv4': 16, 'conv5': 32, 'conv6': 64}
 
 def tiny(recipe):
