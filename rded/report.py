@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'ALLOCATORS', 'GROWN', 'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME',
-           'METHODS', 'OTHER_TABLES', 'STYLES', 'PAPER', 'SPARE', 'WAYS', 'TOGETHER', 'BAD_HEAD', 'HEAD', 'FAULTS_HEAD',
-           'check_result', 'read_results', 'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference',
-           'Cell', 'cells', 'baseline', 'escape', 'markdown', 'verdict', 'accuracy_row', 'size_text', 'cost_row',
-           'run_row', 'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan',
-           'plan_rows', 'draw_cost', 'damage_rows', 'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows',
-           'page', 'write_report']
+           'METHODS', 'OTHER_TABLES', 'UNITS', 'STYLES', 'PAPER', 'SPARE', 'WAYS', 'TOGETHER', 'BAD_HEAD', 'HEAD',
+           'FAULTS_HEAD', 'check_result', 'read_results', 'read_benches', 'read_bad_input', 'read_plans', 'Stat',
+           'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape', 'markdown', 'verdict', 'accuracy_row',
+           'duration', 'size_text', 'cost_row', 'run_row', 'observer_rows', 'draw', 'speed_rows', 'rank_rows',
+           'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows', 'draw_cost', 'damage_rows', 'malformed_rows',
+           'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
 
-# %% ../nbs/42_report.ipynb #792d3349
+# %% ../nbs/42_report.ipynb #98d9589b
 import csv, io, re, statistics, textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pathlib import Path
 from .files import KINDS, atomic_file, check_fields, printable, read_json
 from .recipes import RECIPES, Published, citable, published
 
-# %% ../nbs/42_report.ipynb #6014d387
+# %% ../nbs/42_report.ipynb #f1275a75
 FIELDS = {  # a '?' allows null
     'format': 'text', 'recipe': 'text', 'dataset': 'text', 'split': 'text', 'n': 'positive', 'ipc': 'positive', 'method': 'text',
     'observer': 'object?', 'observer.name': 'text', 'observer.sha256': 'text?', 'observer.top1': 'percent?',
@@ -35,7 +35,7 @@ def check_result(result, file='result'):
     "The result itself; `ValueError` naming the file and the first field that is missing or not what it should be."
     return check_fields(result, FIELDS | MORE, file, 'a result of rded')
 
-# %% ../nbs/42_report.ipynb #51269e87
+# %% ../nbs/42_report.ipynb #a9627e17
 BENCH, PLAN, BAD, FAULTS = 'rded-bench-1', 'rded-plan-1', 'rded-bad-input-1', 'rded-faults-1'
 
 def read_results(folder):
@@ -86,7 +86,7 @@ def read_plans(folder):
     "The predictions of cost among the results, by file name."
     return [{**found, 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (PLAN,))]
 
-# %% ../nbs/42_report.ipynb #1e9c3125
+# %% ../nbs/42_report.ipynb #b9b8ed14
 @dataclass(frozen=True)
 class Stat:
     "Mean and sample deviation (None for a single value) of n values; prints as '51.00 ± 0.80 (3)'."
@@ -103,7 +103,7 @@ def stat(values):
     if not values: return None
     return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
-# %% ../nbs/42_report.ipynb #64f967ef
+# %% ../nbs/42_report.ipynb #a97c1a49
 def difference(ours, theirs, spread=None):
     "(difference, uncertainty or None) of a Stat and another Stat, or a published mean with its deviation `spread`."
     if not isinstance(theirs, Stat): theirs = Stat(theirs, spread, 1)
@@ -111,7 +111,7 @@ def difference(ours, theirs, spread=None):
     if ours.std is None or theirs.std is None: return gap, None
     return gap, sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
 
-# %% ../nbs/42_report.ipynb #8d31b0cc
+# %% ../nbs/42_report.ipynb #fc8e75fa
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
 
@@ -165,7 +165,7 @@ def baseline(cell, among, method='random-images'):
     same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
-# %% ../nbs/42_report.ipynb #938dafbb
+# %% ../nbs/42_report.ipynb #e6f12f7d
 def escape(text):
     "Text as Markdown shows it unchanged, on one line: no markup, no table cell, no HTML."
     text = printable(' '.join(str(text).split()))
@@ -185,7 +185,7 @@ def markdown(rows):
     lines = [list(map(escape, rows[0])), ['---'] * len(rows[0]), *([_show(v) for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/42_report.ipynb #ae22a2da
+# %% ../nbs/42_report.ipynb #78de29be
 def verdict(ours, theirs):
     "'reproduced', 'above' or 'below'; 'not run' without a Stat of ours, '–' without a Published."
     if ours is None: return 'not run'
@@ -193,7 +193,7 @@ def verdict(ours, theirs):
     gap, spread = difference(ours, theirs.top1, theirs.std)
     return 'reproduced' if abs(gap) <= max(1.0, 2 * (spread or 0)) else 'above' if gap > 0 else 'below'
 
-# %% ../nbs/42_report.ipynb #62c7477f
+# %% ../nbs/42_report.ipynb #dd6bc1da
 def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
@@ -203,7 +203,17 @@ def accuracy_row(cell, among):
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
 
-# %% ../nbs/42_report.ipynb #065e243b
+# %% ../nbs/42_report.ipynb #99121d05
+UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
+
+def duration(seconds):
+    "5400 → '1.5 h'."
+    if not seconds: return '0 s'
+    if seconds < 120: seconds, least = float(seconds), ((1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
+    else: least = UNITS
+    length, unit = next(((length, unit) for length, unit in least if seconds >= 2 * length or (length <= 1 and seconds >= length)), least[-1])
+    return f'{seconds / length:.3g} {unit}' if seconds / length < 1000 else f'{seconds / length:,.0f} {unit}'
+
 def size_text(n):
     "1300000 -> '1.3 MB' (decimal units); '–' for None."
     if n is None: return '–'
@@ -240,7 +250,7 @@ def observer_rows(cells):
     return [{'data set': d, 'observer': name, 'top-1': top1 if top1 is None else float(top1), 'sha256': sha and sha[:16]}
             for (name, sha, top1), d in seen.items()]
 
-# %% ../nbs/42_report.ipynb #22738c6c
+# %% ../nbs/42_report.ipynb #b0e39380
 STYLES = {'rded': ('#0072B2', 'o', '-'), 'random-images': ('#D55E00', 's', '--'), 'random-crops': ('#009E73', '^', ':'),
           'random-mosaics': ('#CC79A7', 'v', '-.')}
 PAPER = ('#444444', 'D', 'none', 'white')
@@ -298,7 +308,7 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
-# %% ../nbs/42_report.ipynb #99314a2d
+# %% ../nbs/42_report.ipynb #c7152e31
 def speed_rows(benches):
     "One row a stage, allocator and side: medians of seconds, memory, and how many times as long the first side took."
     rows = []
@@ -339,7 +349,7 @@ def _speed_bars(ax, compared):
     ax.set(yticks=range(len(compared)), yticklabels=[b['stage'] for b in compared], xlabel='time of the published way / ours')
     ax.margins(x=0.15), ax.invert_yaxis(), ax.legend(fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-# %% ../nbs/42_report.ipynb #c83bc717
+# %% ../nbs/42_report.ipynb #233c1d14
 WAYS = {'draw': 'the draw alone', 'index': 'an index of all'}
 
 def scan_rows(benches):
@@ -360,7 +370,7 @@ def draw_scan(benches):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #21a4f0bd
+# %% ../nbs/42_report.ipynb #10990995
 TOGETHER = {'start': ('start',), 'scan': ('scan',), 'check': ('check',), 'scoring': ('pick', 'draw', 'scoring', 'score again'), 'select': ('select',), 'stitch': ('stitch',), 'write': ('write',)}
 
 def plan_rows(plans):
@@ -391,7 +401,7 @@ def draw_cost(plans):
     plt.close(fig)
     return fig
 
-# %% ../nbs/42_report.ipynb #1b86f452
+# %% ../nbs/42_report.ipynb #bec19138
 BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
 
@@ -406,7 +416,7 @@ def malformed_rows(bad):
     "One row a kind of file: how many were made malformed, commands run on them, and what they did."
     return [{'file': name, 'malformed files': c['files'], 'commands': c['tried'], 'refused': c['refused'], 'no matter': c['done'], 'crashed': c['crashed']} for name, c in bad['commands'].items()]
 
-# %% ../nbs/42_report.ipynb #38365af4
+# %% ../nbs/42_report.ipynb #89ee7b22
 HEAD = '''# Results
 
 Generated by `rded report` from {results}: do not edit. Every number below comes from one of them, or, where it says "published", from `rded/published.csv`.
@@ -485,7 +495,7 @@ def page(results, tables, figures, table=()):
     faults = f"\n## Faults\n\n{FAULTS_HEAD}\n{markdown(tables['faults'])}" if tables.get('faults') else ''
     return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + plans + bad + rest + faults
 
-# %% ../nbs/42_report.ipynb #0eef2d04
+# %% ../nbs/42_report.ipynb #c201d0e0
 def _replaceable(path):
     "ValueError for a file that `write_report` did not write."
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):

@@ -9,18 +9,17 @@ __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'GMACS', 'TR
            'check_parameters', 'passes', 'work_of', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'execute',
            'work', 'Runner', 'devices_here', 'check_ready', 'reproduce']
 
-# %% ../nbs/44_reproduce.ipynb #9487e021
+# %% ../nbs/44_reproduce.ipynb #7ec5ff0f
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .files import Log, atomic_file, check_same, locked, read_json, write_json
-from .plan import duration
 from .recipes import DATASETS, LABELS, cell, changed, citable, dataset_of, plain_name, published, stated, tiny
-from .report import Stat, cells, difference, markdown, read_results, stat, verdict
+from .report import Stat, cells, difference, duration, markdown, read_results, stat, verdict
 
-# %% ../nbs/44_reproduce.ipynb #16a8fce6
+# %% ../nbs/44_reproduce.ipynb #da4d1dff
 @dataclass(frozen=True)
 class Table:
     "A table of the paper: what it claims, the values of its cells, and the recipe of each."
@@ -39,7 +38,7 @@ def _main(small, dataset, network, ipc):
     made = cell(dataset, network, ipc)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #91107ca1
+# %% ../nbs/44_reproduce.ipynb #485914c3
 OBSERVERS = ('resnet18', 'resnet50', 'efficientnet_b0', 'mobilenet_v2', 'vgg11', 'swin_v2_t')
 STUDENTS = (*OBSERVERS, 'resnet101', 'timm:deit_tiny_patch16_224', 'swin_t', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny')
 NAMES = {'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny', 'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
@@ -57,7 +56,7 @@ def _cross(small, teacher, student, dataset='ImageNet-1K', ipc=10):
     if cell(dataset, 'resnet18', ipc).observer_weights: made = replace(made, observer_weights=f'torchvision:{plain_name(observer)}', observer_training=None)
     return tiny(made) if small else made
 
-# %% ../nbs/44_reproduce.ipynb #8f29d7b5
+# %% ../nbs/44_reproduce.ipynb #58721395
 ABLATIONS = {'patches': (1, 4, 9, 16), 'preselect': (50, 100, 300, 600), 'crops': (1, 5, 10, 20), 'labels': ('region', 'fixed', 'hard')}
 
 def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=10):
@@ -70,7 +69,7 @@ def _ablation(small, axis, value, dataset='ImageNette', network='convnet', ipc=1
     made = replace(base, name=f'{base.name}-{axis}{value}', **{field: set_to})
     return replace(made, preselect=max(made.preselect, made.factor ** 2 * made.ipc)) if axis == 'patches' else made
 
-# %% ../nbs/44_reproduce.ipynb #d3490920
+# %% ../nbs/44_reproduce.ipynb #6b4f69a6
 def _large(small, dataset, ipc, network='resnet18'):
     made = _main(small, dataset, network, ipc)
     drawn = max(made.preselect, made.factor ** 2 * made.ipc)
@@ -112,7 +111,7 @@ def published_for(table, recipe):
         found = published(source, recipe.dataset, recipe.ipc, 'RDED', cite(recipe.observer), cite(recipe.student))
         if found: return found
 
-# %% ../nbs/44_reproduce.ipynb #70c0434c
+# %% ../nbs/44_reproduce.ipynb #24f5b806
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -150,7 +149,7 @@ def stands(file, recipe, labels='region'):
     check_same(file, found, {'recipe': recipe.name, 'training': recipe.training.name + LABELS[labels][1], 'ipc': recipe.ipc, 'student': recipe.student})
     return True
 
-# %% ../nbs/44_reproduce.ipynb #d4b04f45
+# %% ../nbs/44_reproduce.ipynb #97ebffe9
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
     if dataset_of(name) == dataset: return 2
@@ -168,7 +167,7 @@ def data_for(recipe, root, download=False):
     if len(best) > 1: raise ValueError(f'--data {root}: {" and ".join(Path(p).name for p in best)} are both {recipe.dataset}: give one of them as --data')
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
-# %% ../nbs/44_reproduce.ipynb #513e63f6
+# %% ../nbs/44_reproduce.ipynb #c6e69c0c
 def observer_file(folder, recipe, data, seed=0):
     "Where the observer of a recipe on these data is kept; None for released weights."
     t = recipe.observer_training
@@ -195,7 +194,7 @@ def shared_observer(
         models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
     return str(file)
 
-# %% ../nbs/44_reproduce.ipynb #e53426b9
+# %% ../nbs/44_reproduce.ipynb #2f1557f8
 def run_recipe(
     recipe, data,
     out,                        # folder of results, sets and observers
@@ -220,7 +219,7 @@ def command_of(table, values, seeds, tiny=False, **settings):
     only, told = (','.join(f'{k}={v}' for k, v in pairs.items()) for pairs in (values, {k: v for k, v in settings.items() if v}))
     return f"rded reproduce {table} {'--tiny' if tiny else '--data ROOT'} --only {shlex.quote(only)} --seeds {','.join(map(str, seeds))}" + (f' --set {shlex.quote(told)}' if told else '')
 
-# %% ../nbs/44_reproduce.ipynb #87c6ba0b
+# %% ../nbs/44_reproduce.ipynb #86fc47e0
 def rows(
     table,          # a name in TABLES
     out,            # folder of results
@@ -273,7 +272,7 @@ def sources(table, shown):
     said = dict.fromkeys(r['published'].source for r in shown if r['published'])
     return f'Published: {"; ".join(said)}.' if said else ''
 
-# %% ../nbs/44_reproduce.ipynb #2ba3beb5
+# %% ../nbs/44_reproduce.ipynb #737ff865
 def notebook_of(table):
     "The notebook of a table; `ValueError` where the package was installed without its notebooks."
     here = Path(__file__).parent if '__file__' in globals() else Path('rded').resolve()
@@ -300,7 +299,7 @@ def check_parameters(notebook, given):
             raise ValueError(f'{Path(notebook).name}: {name} is {value!r}: give a {wanted.__name__}, as {known[name]!r}')
     return given
 
-# %% ../nbs/44_reproduce.ipynb #9f7c42d7
+# %% ../nbs/44_reproduce.ipynb #34d431e1
 GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
@@ -334,7 +333,7 @@ def disk_of(job, out):
     sets = [Path(out, 'sets', f'{r.name}-{m}-seed{s}') for m in job.methods for s in job.seeds]
     return sum(not s.exists() for s in sets) * r.classes * r.ipc * r.size ** 2 * 2
 
-# %% ../nbs/44_reproduce.ipynb #ea9ecd78
+# %% ../nbs/44_reproduce.ipynb #f2c96dfa
 def plan(table, root=None, only=None, seeds=(0, 1, 2), methods=('rded', 'random-images'), small=False, epochs=0, observer_epochs=0, download=False):
     "The table's jobs, in its order."
     return [Job(table, values, r, tuple(methods), tuple(seeds), data_for(r, root, download))
@@ -367,7 +366,7 @@ def described(jobs, out, device='cpu', workers=1, observers=None, given=None):
     lines.append(f'{len(jobs)} cells; time left about {duration(total / rate / workers)} on {workers} worker{"s" * (workers > 1)} ({basis}); disk {disk / 1e6:.0f} MB; downloads: {", ".join(sorted(fetched)) or "none"}')
     return lines
 
-# %% ../nbs/44_reproduce.ipynb #c27cbef0
+# %% ../nbs/44_reproduce.ipynb #71cc49c2
 def _running(output): return output.with_name(f'.running-{output.name}')
 
 def execute(notebook, output, parameters):
@@ -412,7 +411,7 @@ def work():
     print('\n' + json.dumps(answer), flush=True)
     os._exit(0)
 
-# %% ../nbs/44_reproduce.ipynb #26d5e094
+# %% ../nbs/44_reproduce.ipynb #1b93839f
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
@@ -502,7 +501,7 @@ class Runner:
             raise
         return self
 
-# %% ../nbs/44_reproduce.ipynb #22e19993
+# %% ../nbs/44_reproduce.ipynb #41950c2d
 def devices_here(device='auto'):
     "One worker a GPU, or one on the CPU."
     import torch

@@ -310,7 +310,7 @@ def test_a_set_from_elsewhere_gets_a_row_beside_ours(tmp_path, capsys):
     assert {k: theirs[k] for k in same} == {k: ours[k] for k in same} and theirs['method'] == 'SRe2L'
     assert run('report', '--results', results, '--out', tmp_path / 'report') == 0
     row = next(l for l in (tmp_path / 'report' / 'README.md').read_text().splitlines() if '| SRe2L |' in l)
-    assert f"| {theirs['top1']:.2f} (1) | – | – | {ours['top1']:.2f} (1) |" in row      # nothing published, the random baseline beside it
+    assert f"| {theirs['top1']:.2f} (1) | – | – | – | {ours['top1']:.2f} (1) |" in row      # nothing published, the random baseline beside it
     capsys.readouterr()
     (tmp_path / 's.safetensors').unlink()
     for more, words in ((['--method-name', 'rded'], 'the name of a method of ours'), (['--recipe', 'cifar10-conv3-ipc1-tiny'], 'is for 1 images a class, the set has 2')):
