@@ -228,7 +228,7 @@ def drawn_by(recipe, seeds, spares=None) -> tuple:
     "What will be drawn for some seeds, as `datasets.load` takes it: of tar shards no more is kept."
     return sorted(seeds), max(recipe.preselect, recipe.ipc * recipe.factor ** 2), spares
 
-def _trains(recipe, source, out, labels='hard', labeller=None):
+def _trains(recipe, source, out, labels, labeller):
     "Whether an observer is to be trained: then all images are needed."
     files = _labellers(recipe, out) if labels != 'hard' and not labeller else []
     return not (source or recipe.observer_weights or (out / 'observer.safetensors').exists()) or any(not file.exists() for file, _ in files)
