@@ -79,8 +79,9 @@ class Comparison:
                  recipe,          # whose observer is trained where none is given, and whose size the images have
                  observer=None,   # file or name
                  *,
+                 make_sets=False, # make a cell's set though its result stands
                  device='cpu', workers=2, precision='auto', note=None, command='rded.compare', download=False, progress=None):
-        self.out, self.device, self.workers, self.progress = Path(out), device, workers, progress
+        self.out, self.make_sets, self.device, self.workers, self.progress = Path(out), make_sets, device, workers, progress
         self.images, val = (datasets.load(data or recipe.data, split, download) for split in ('train', 'val'))
         self.val = val if val.x is not None and val.x.shape[-1] == recipe.size else val.in_memory(recipe.size, workers)
         self.observer = pipeline.the_observer(recipe, self.images, self.val, observer or None, self.out, True, device, workers, lambda text: None, progress)
@@ -100,8 +101,8 @@ class Comparison:
     def result(self, cell, scorer=None, observer=None):
         "The cell's result: read, or trained and written. `observer` labels, the comparison's where None."
         eyes, file, training = observer or self.observer, self.out / 'results' / f'{cell.name}.json', stated(cell.recipe).training  # whole images are cropped as stitched ones
+        made = self.made(cell, scorer) if self.make_sets or not file.exists() else None
         if not file.exists():
-            made = self.made(cell, scorer)
             plain = cell.labels in ('hard', 'region')  # the pipeline's own, in whatever precision it takes
             labels = None if plain else labels_of(cell.labels, made, eyes, training, cell.seed, self.out / 'labels' / cell.name, self.device)
             write_json(file, pipeline.train_set(made, eyes if cell.labels == 'region' else None, self.val, cell.recipe.student, training, cell.seed, recipe=cell.recipe, labels=labels, **self.how)[1])
