@@ -530,7 +530,7 @@ def plan(args, progress):
 
 def report(args, progress):
     from rded.report import write_report
-    result = write_report(args.results, args.out)
+    result = write_report(args.results, args.out, args.sets)
     _show(f"{args.out}/README.md", {'results': result['results'], 'cells': result['cells'], 'files': len(result['files'])})
     return result
 
@@ -693,7 +693,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--gpus': dict(type=whole(0), default=0, help='assumed, of all machines together; 0: the cores judge'), '--cores': dict(type=whole(1), help='those here, or 16 a GPU, unless told'),
         '--network': dict(type=float, metavar='GBIT', help='Gbit/s into each machine of 8 GPUs; the local disk, or 10 with GPUs, unless told'),
         '--gpu-peak': dict(type=float, default=312.0, metavar='TFLOPS', help='of a GPU in bfloat16 (312)'), '--gpu-share': dict(type=float, default=0.15, help='of its peak that the observer reaches (0.15)')}),
-    'report': (report, 'tables and figures from result files', {'--results': dict(required=True, help='folder of result files'), '--out': dict(required=True, help='folder of the report')}),
+    'report': (report, 'tables and figures from result files', {'--results': dict(required=True, help='folder of result files'), '--sets': dict(help='folder of their sets, to show the images'), '--out': dict(required=True, help='folder of the report')}),
 }
 COMMON = {'--seed': dict(type=whole(0), default=0, help='of everything random (0)'),
           '--device': dict(default='auto', choices=('auto', 'cpu', 'cuda'), help='auto takes CUDA where there is one'),

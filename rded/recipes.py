@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TILES', 'LOSSES', 'MIXES', 'LABELS', 'RATES', 'BATCHES', 'PLUS', 'TRAININGS', 'SMALL', 'LARGE', 'OBSERVERS',
-           'RECOVERIES', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES', 'Training',
-           'plain_name', 'learning_rate', 'batch_size', 'paper_training', 'changed', 'stated', 'Plus', 'plus_row',
-           'plus_training', 'ObserverTraining', 'observer_training', 'Recovery', 'recovery_of', 'Published',
-           'published_rows', 'published', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny',
-           'plus', 'get']
+           'RECOVERIES', 'PUBLISHED_COSTS', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES',
+           'Training', 'plain_name', 'learning_rate', 'batch_size', 'paper_training', 'changed', 'stated', 'Plus',
+           'plus_row', 'plus_training', 'ObserverTraining', 'observer_training', 'Recovery', 'recovery_of', 'Published',
+           'published_rows', 'published', 'PublishedCost', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of',
+           'cell', 'tiny', 'plus', 'get']
 
 # %% ../nbs/40_recipes.ipynb #937b0d85
 import csv, difflib
@@ -273,6 +273,26 @@ def published(
     "The accuracy published for exactly this cell, or None. Names are citable: 'CIFAR-10', 'Conv-3'."
     cell = (table, dataset, ipc, method, observer, student)
     return next((r for r in published_rows() if (r.table, r.dataset, r.ipc, r.method, r.observer, r.student) == cell), None)
+
+# %% ../nbs/40_recipes.ipynb #4ce30e74
+@dataclass(frozen=True)
+class PublishedCost:
+    "Seconds that a method took to make a set of so many images, on somebody's hardware."
+    dataset: str
+    method: str
+    observer: str
+    images: int
+    seconds: float
+    gigabytes: float | None   # of the device's memory
+    hardware: str
+    source: str
+
+PUBLISHED_COSTS = (
+    PublishedCost('ImageNet-1K', 'RDED', 'ResNet-18', 10000, 7 * 60, None, 'RTX 4090', 'RDED, abstract: within 7 minutes'),
+    PublishedCost('ImageNet-1K', 'SRe2L', 'ResNet-18', 10000, 6 * 3600, None, 'RTX 4090', 'RDED, abstract: 6 hours'),
+    *(PublishedCost('Tiny-ImageNet', method, observer, 100, seconds, gigabytes, 'RTX 4090', "CIM's table, per 100 images")
+      for method, rows in {'RDED': (('Conv-4', 1.68, 0.74), ('ResNet-18', 2.78, 0.92), ('MobileNet-V2', 4.07, 0.29)),
+                           'SRe2L': (('Conv-4', 51.7, 1.36), ('ResNet-18', 191.1, 3.62), ('MobileNet-V2', 114.1, 1.27))}.items() for observer, seconds, gigabytes in rows))
 
 # %% ../nbs/40_recipes.ipynb #0a0065e0
 @dataclass(frozen=True, repr=False)

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'EFFICIENCY', 'OBSERVERS', 'VINFORMATION', 'ALLOCATORS', 'GROWN',
-           'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME', 'METHODS', 'OTHER_TABLES', 'UNITS', 'STYLES', 'PAPER', 'SPARE',
-           'WAYS', 'TOGETHER', 'BAD_HEAD', 'HEAD', 'FAULTS_HEAD', 'check_result', 'read_results', 'read_benches',
+           'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME', 'METHODS', 'TOLD', 'OTHER_TABLES', 'UNITS', 'STYLES', 'PAPER',
+           'SPARE', 'WAYS', 'TOGETHER', 'SHAPE', 'FOUND', 'LEAST_WAYS', 'SPELLED', 'BAD_HEAD', 'HEAD', 'MOST_PANELS',
+           'FAULTS_HEAD', 'CHAPTERS', 'PICTURES', 'FINDINGS', 'check_result', 'read_results', 'read_benches',
            'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape',
-           'markdown', 'verdict', 'accuracy_row', 'duration', 'size_text', 'cost_row', 'run_row', 'observer_rows',
-           'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows', 'draw_cost',
-           'damage_rows', 'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
+           'markdown', 'verdict', 'accuracy_row', 'paper_rows', 'duration', 'size_text', 'cost_row', 'run_row',
+           'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows',
+           'draw_cost', 'cross_grids', 'draw_cross', 'read_found', 'efficiency_rows', 'cost_rows', 'against_time',
+           'draw_time', 'agreement_rows', 'foretold_rows', 'set_rows', 'draw_sets', 'damage_rows', 'malformed_rows',
+           'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
 
 # %% ../nbs/42_report.ipynb #98d9589b
 import csv, io, re, statistics, textwrap
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from .files import KINDS, atomic_file, check_fields, printable, read_json
-from .recipes import RECIPES, Published, citable, published
+from .recipes import PUBLISHED_COSTS, RECIPES, Published, citable, published
 
 # %% ../nbs/42_report.ipynb #f1275a75
 FIELDS = {  # a '?' allows null
@@ -115,6 +118,7 @@ def difference(ours, theirs, spread=None):
 # %% ../nbs/42_report.ipynb #fc8e75fa
 SAME = ('dataset', 'ipc', 'student', 'training', 'recipe', 'method', 'updates', 'images_seen', 'split', 'n')
 METHODS = ('rded', 'random-images', 'random-crops', 'random-mosaics')      # the order in tables; others follow by name
+TOLD = {'sre2l': 'sre2l (ours, not reproduced)'}                            # its published 29.3 (CIFAR-10, ResNet-18, IPC 10) was not met yet: nothing is claimed from it
 
 OTHER_TABLES = ('imagenet10', 'large_ipc', 'cross_architecture', 'followup_edc_cross_arch')
 
@@ -131,10 +135,11 @@ class Cell:
     def top1(self): return stat(r['top1'] for r in self.results)
     @property
     def published(self):
-        "The published number of this recipe on this data set: for `rded` with an observer's labels alone."
-        r, labelled = RECIPES.get(self.recipe), self.results[0]['observer'] is not None
-        if r is None and self.method == 'rded' and labelled and self.training == 'paper': return self._elsewhere()
-        ours = r and labelled and (self.method, self.dataset, self.ipc) == ('rded', r.dataset, r.ipc)
+        "The published number of this recipe on this data set: for `rded` under the published training with an observer's labels alone."
+        r = RECIPES.get(self.recipe)
+        if self.results[0]['observer'] is None or (self.method, self.training) != ('rded', 'paper'): return None
+        if r is None: return self._elsewhere()
+        ours = (self.dataset, self.ipc) == (r.dataset, r.ipc)
         return published(dataset=r.dataset, ipc=r.ipc, observer=citable(r.observer), student=citable(self.student)) if ours else None
     def _elsewhere(self):
         "The number of a cell that is not in the main table, where its recipe is a plain cell and no variant of one."
@@ -199,10 +204,24 @@ def accuracy_row(cell, among):
     "What the first table says of a cell."
     p, random = cell.published, baseline(cell, among)
     return {'recipe': cell.recipe, 'data set': cell.dataset, 'IPC': cell.ipc, 'observer': f"{cell.observer['name']}", 'student': cell.student,
-            'training': cell.training, 'method': cell.method, 'top-1, last epoch': cell.top1,
+            'training': cell.training, 'method': TOLD.get(cell.method, cell.method), 'top-1, last epoch': cell.top1,
             'published': p, 'minus published': p and difference(cell.top1, p.top1, p.std), 'verdict': p and verdict(cell.top1, p),
             'random images': random and random.top1, 'minus random': random and difference(cell.top1, random.top1),
             'top-1, best epoch': stat(r['best_top1'] for r in cell.results), 'top-5, last epoch': stat(r['top5'] for r in cell.results)}
+
+# %% ../nbs/42_report.ipynb #10b4b867
+def paper_rows(table):
+    "A row a data set and IPC of the paper's main table: ours, the verdict and the published value under each network."
+    ours = {}
+    for c in table:
+        if c.published and c.recipe in RECIPES: ours.setdefault(c.recipe, c)      # of several observers the first
+    rows = {}
+    for name, r in RECIPES.items():
+        if not (p := r.published): continue
+        network = 'ConvNet' if citable(r.student).startswith('Conv-') else citable(r.student)
+        told = f'{ours[name].top1}, {verdict(ours[name].top1, p)}; {_show(p)}' if name in ours else f'not run; {_show(p)}'
+        rows.setdefault((r.dataset, r.ipc), {'data set': r.dataset, 'IPC': r.ipc})[network] = told
+    return list(rows.values()) if ours else []
 
 # %% ../nbs/42_report.ipynb #99121d05
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
@@ -234,7 +253,7 @@ def cost_row(cell):
     "What a cell cost: mean seconds of a seed, the largest memory, bytes on disk."
     worst = lambda get: max((v for v in map(get, cell.results) if v is not None), default=None)
     memory = worst(lambda r: r['peak_memory_mb'])
-    return {'recipe': cell.recipe, 'data set': cell.dataset, 'IPC': cell.ipc, 'labelled by': cell.observer['name'], 'student': cell.student, 'training': cell.training, 'method': cell.method,
+    return {'recipe': cell.recipe, 'data set': cell.dataset, 'IPC': cell.ipc, 'labelled by': cell.observer['name'], 'student': cell.student, 'training': cell.training, 'method': TOLD.get(cell.method, cell.method),
             'updates': cell.updates, 'images seen': cell.images_seen,
             **{k: size_text(worst(lambda r: r['bytes'][k])) for k in ('images', 'labels', 'observer')},
             'seconds a seed': f"{stat(r['seconds'] for r in cell.results).mean:.1f}",
@@ -242,7 +261,7 @@ def cost_row(cell):
 
 def run_row(r):
     "One result file."
-    return {'file': r['file'], 'method': r['method'], 'seed': r['seed'], 'top-1, last epoch': float(r['top1']),
+    return {'file': r['file'], 'method': TOLD.get(r['method'], r['method']), 'seed': r['seed'], 'top-1, last epoch': float(r['top1']),
             'top-1, best epoch': r['best_top1'], 'validation images': r['n'], 'split': r['split'], 'command': r['command']}
 
 def observer_rows(cells):
@@ -402,6 +421,128 @@ def draw_cost(plans):
     plt.close(fig)
     return fig
 
+# %% ../nbs/42_report.ipynb #61909da2
+def cross_grids(table):
+    "{(data set, IPC): {(observer, student): Cell}} of RDED as published, where at least two observers met two students."
+    grids = {}
+    for c in table:
+        plain = c.method == 'rded' and c.training == 'paper' and c.observer.get('arch') and re.fullmatch(r'.*-ipc\d+', c.recipe)
+        if plain: grids.setdefault((c.dataset, c.ipc), {}).setdefault((citable(c.observer['arch']), citable(c.student)), c)
+    return {key: grid for key, grid in grids.items() if all(len({pair[k] for pair in grid}) > 1 for k in (0, 1))}
+
+def _heat(ax, key, grid):
+    teachers, students = (sorted({pair[k] for pair in grid}) for k in (0, 1))
+    values = [[grid[t, s].top1.mean if (t, s) in grid else float('nan') for s in students] for t in teachers]
+    ax.imshow(values, cmap='viridis', aspect='auto')
+    ax.set(title=printable(f'{key[0]}, {key[1]} a class'), xlabel='student', ylabel='observer', yticks=range(len(teachers)), yticklabels=teachers)
+    ax.set_xticks(range(len(students)), students, rotation=30, ha='right')
+    middle = (min(v for row in values for v in row if v == v) + max(v for row in values for v in row if v == v)) / 2
+    for (t, s), c in grid.items():
+        told = f'{c.top1.mean:.1f}' + (f'\n({c.published.top1})' if c.published else '')
+        ax.text(students.index(s), teachers.index(t), told, ha='center', va='center', fontsize=7, color='black' if c.top1.mean > middle else 'white')
+
+def draw_cross(grids):
+    "A heat map of top-1 a data set and IPC: observers down, students across."
+    from matplotlib.figure import Figure
+    sides = [[len({pair[k] for pair in grid}) for k in (0, 1)] for grid in grids.values()]
+    fig = Figure(figsize=(sum(0.75 * s + 1.8 for _, s in sides), max(0.5 * t for t, _ in sides) + 1.5), dpi=90, layout='constrained')
+    for ax, (key, grid) in zip(fig.subplots(1, len(grids), squeeze=False, width_ratios=[s for _, s in sides])[0], grids.items()): _heat(ax, key, grid)
+    return fig
+
+# %% ../nbs/42_report.ipynb #501ddd15
+SHAPE = {'dataset': 'text', 'recipe': 'text', 'command': 'text', 'environment': 'object'}
+FOUND = {EFFICIENCY: {'points': 'list', 'points.*': 'object', 'points.*.method': 'text', **{f'points.*.{k}': 'positive' for k in ('ipc', 'classes', 'size')}, 'points.*.seconds': 'list', 'points.*.seconds.*': 'amount', 'points.*.host_mb': 'list', 'points.*.host_mb.*': 'amount'},
+         OBSERVERS: {'observers': 'list', 'observers.*': 'object', 'observers.*.label': 'text', 'observers.*.weights': 'positive', 'observers.*.top1': 'percent?', 'ranks': 'list', 'shared': 'list', 'chance': 'amount'},
+         VINFORMATION: {'judge': 'object', 'judge.name': 'text', 'groups': 'list', 'groups.*': 'object', 'groups.*.students': 'text', 'groups.*.ways': 'list', 'groups.*.correlations': 'object'}}
+
+def read_found(folder, format):
+    "The files of one of the formats in FOUND, by file name; ValueError naming the file and the field that is wrong."
+    return [{**check_fields(found, SHAPE | FOUND[format], p, 'a finding of rded'), 'file': p.name} for p in sorted(Path(folder).glob('*.json')) if _is_other(found := read_json(p), (format,))]
+
+def efficiency_rows(found):
+    "One row a point: medians of seconds and of memory of RDED and SRe2L, and their ratio."
+    rows = []
+    for f in found:
+        points = {(p['ipc'], p['classes'], p['size'], p['method']): p for p in f['points']}
+        for ipc, classes, size in dict.fromkeys(key[:3] for key in points):
+            row, took = {'data set': f['dataset'], 'IPC': ipc, 'classes': classes, 'side, px': size}, {}
+            for method in ('rded', 'sre2l'):
+                p = points[ipc, classes, size, method]
+                took[method], device = statistics.median(p['seconds']), p.get('device_mb')
+                row |= {f'{method}, s': took[method], f'{method}, s per 100 images': 100 * took[method] / (ipc * classes), f'{method}, host MiB': round(statistics.median(p['host_mb'])),
+                        f'{method}, device MiB': device and round(statistics.median(device))}
+            rows.append({**row, 'sre2l / rded': took['sre2l'] / took['rded'], 'runs': len(p['seconds']), 'hardware': _hardware(f), 'file': f['file']})
+    return rows
+
+def cost_rows():
+    "What was published of the cost, a row each."
+    return [{'data set': c.dataset, 'method': c.method, 'observer': c.observer, 'images': c.images, 'seconds': float(c.seconds), 'seconds per 100 images': 100 * c.seconds / c.images, 'device GB': c.gigabytes, 'hardware': c.hardware, 'source': c.source} for c in PUBLISHED_COSTS]
+
+# %% ../nbs/42_report.ipynb #2d06dc66
+def against_time(found, table):
+    "[(label, seconds of a set, top-1, deviation or None, published)] of what is known of both."
+    points = []
+    for f in found:
+        r = RECIPES.get(f['recipe'])
+        for p in f['points'] if r else ():
+            c = next((c for c in table if (c.recipe, c.method, c.training) == (re.sub(r'ipc\d+', f"ipc{p['ipc']}", r.name), p['method'], 'paper') and c.results[0]['observer']), None)
+            if c and (p['classes'], p['size']) == (r.classes, r.size): points.append((f"{TOLD.get(c.method, c.method)}, {c.dataset}, {c.ipc} a class", statistics.median(p['seconds']), c.top1.mean, c.top1.std, False))
+    for c in PUBLISHED_COSTS:
+        accuracy = published(dataset=c.dataset, ipc=10, method=c.method, observer=c.observer, student=c.observer) if c.images == 10000 else None
+        if accuracy: points.append((f'{c.method}, {c.dataset}, 10 a class, published ({c.hardware})', float(c.seconds), accuracy.top1, accuracy.std, True))
+    return points
+
+def draw_time(points):
+    "Top-1 against the seconds it took to make the set."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(7.5, 3.2), dpi=90, layout='constrained')
+    ax = fig.subplots()
+    for k, (label, seconds, top1, spread, said) in enumerate(sorted(points, key=lambda p: (p[4], p[0]))):
+        ax.errorbar(seconds, top1, spread or 0, fmt='os^vPXD'[k % 7], mfc='white' if said else None, color=PAPER[0] if said else f'C{k % 10}', ms=6, capsize=3, label=printable(label))
+    ax.set(xscale='log', xlabel='seconds to make the set', ylabel='top-1 (%), last epoch'), ax.grid(alpha=.3)
+    fig.legend(loc='outside right center', fontsize=7, frameon=False)
+    return fig
+
+# %% ../nbs/42_report.ipynb #367a69a2
+def agreement_rows(found):
+    "One row an observer: its network, and how it agrees with each of the others."
+    return [{'data set': f['dataset'], 'observer': o['label'], 'network': citable(o.get('arch') or ''), 'weights': o['weights'], 'top-1': o['top1'],
+             'rank correlation with the first': float(f['ranks'][0][k]), 'with the others, mean': statistics.fmean(r for j, r in enumerate(f['ranks'][k]) if j != k),
+             'images both it and the first keep': float(f['shared'][0][k]), 'by chance': f['chance'], 'file': f['file']} for f in found for k, o in enumerate(f['observers'])]
+
+LEAST_WAYS = 5
+SPELLED = {'H(Y|X)': 'realism, −H(Y|X)', 'H(Y|∅), soft': 'diversity, H(Y|∅) of soft labels', 'I, at least': 'I, at least', 'spread': 'spread of features'}
+
+def foretold_rows(found):
+    "One row a group of students: rank correlation of each quantity of a set with top-1, and its p-value."
+    told = lambda c: f"{c['rho']:+.2f} (p {c['p']:.2g})" if c else None
+    return [{'students': g['students'], 'ways of making a set': len(g['ways']), **{name: told(g['correlations'].get(k)) for k, name in SPELLED.items()}, 'judge': f['judge']['name'], 'file': f['file']}
+            for f in found for g in f['groups'] if len(g['ways']) >= LEAST_WAYS]
+
+# %% ../nbs/42_report.ipynb #d47e0320
+def _first_images(folder, most=10):
+    "The first image of each of the first classes of a saved set."
+    from PIL import Image
+    classes = sorted(p for p in Path(folder, 'images').iterdir() if p.is_dir())[:most]
+    return [Image.open(min(c.glob('*.png'))).convert('RGB') for c in classes if any(c.glob('*.png'))]
+
+def set_rows(table, sets):
+    "[(label, images)] of the cells whose set lies in the folder `sets`, one a recipe and method."
+    named = {f"{c.recipe.removesuffix('-hard')}, {TOLD.get(c.method, c.method)}": Path(sets, f"{c.recipe}-{c.method}-seed{c.results[0]['seed']}") for c in table}
+    return [(label, _first_images(folder)) for label, folder in named.items() if (folder / 'images').is_dir()]
+
+def draw_sets(rows):
+    "A sheet of images, a row a set."
+    from matplotlib.figure import Figure
+    across = max(len(images) for _, images in rows)
+    fig = Figure(figsize=(0.8 * across + 2.6, 0.84 * len(rows)), dpi=80, layout='constrained')
+    grid = fig.subplots(len(rows), across, squeeze=False)
+    for axes, (label, images) in zip(grid, rows):
+        for ax, image in zip(axes, images): ax.imshow(image)
+        for ax in axes: ax.axis('off')
+        axes[0].text(-0.15, 0.5, textwrap.fill(printable(label), 26), transform=axes[0].transAxes, ha='right', va='center', fontsize=8)
+    return fig
+
 # %% ../nbs/42_report.ipynb #bec19138
 BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
@@ -463,11 +604,15 @@ def tables(results):
     return {'accuracy': [accuracy_row(c, table) for c in table], 'cost': [cost_row(c) for c in table],
             'observers': observer_rows(table), 'runs': [run_row(r) for r in sorted(results, key=lambda r: r['file'])]}
 
+MOST_PANELS = 12    # of a figure: where there are more, variants of recipes stand in the tables alone
+
 def figures(results):
-    "The report's figures: {file name: (data set, Figure)}."
+    "Accuracy against images a class: {file name: (data set, Figure)}."
     out, table = {}, cells(results)
     for dataset in dict.fromkeys(c.dataset for c in table):
-        out[_slug(dataset, out)] = dataset, draw([c for c in table if c.dataset == dataset])
+        mine = [c for c in table if c.dataset == dataset]
+        plain = [c for c in mine if c.recipe in RECIPES]
+        out[_slug(dataset, PICTURES | set(out))] = dataset, draw(plain if plain and len(set(map(_panel_of, mine))) > MOST_PANELS else mine)
     return out
 
 FAULTS_HEAD = '''Every command is run in a process of its own, on tiny images, and disturbed (`rded bench faults`); then it is run again. "Wrong" counts the tries in which a file with a final name was torn, the second run left other bytes than an undisturbed one does, finished pieces of work were made again, something half-written was left over, or the command said more than one line. "Stood" are finished pieces that the second run found and kept. The statuses are those of the disturbed runs: 0 it was done before, 2 it gave up in one line, 130 it was interrupted, -9 it was killed.
@@ -478,23 +623,38 @@ def fault_rows(found):
     return [{'fault': r['fault'], 'command': r['command'], 'tried': r['tried'], 'disturbed': r['disturbed'], 'stood': r['kept'], 'wrong': r['wrong'],
              'statuses': ', '.join(f'{k} ({n})' for k, n in sorted(r['statuses'].items()))} for f in found for r in f['rows']]
 
+CHAPTERS = (    # title, what is said of it, its pictures with their captions, its tables
+    ("The paper's main table", 'Under each network: ours, last epoch, mean ± deviation (seeds), and its verdict; then the published value, the best of several evaluations on the test set.', {}, ('paper',)),
+    ('The images', '', {'sets': 'The first image of each class, a row a set'}, ()),
+    ('From one network to another', '', {'cross': 'Top-1 (%), last epoch: observers down, students across; in brackets what was published'}, ()),
+    ('What distillation costs', 'RDED and SRe2L in turn, a process each, the same observer; SRe2L at its published number of iterations.', {'synthesis': 'Top-1 against the seconds it took to make the set'}, ('efficiency', 'published-cost')),
+    ('Observers side by side', 'The same crops of the same images, scored by several observers: Spearman correlation of the scores, a class at a time, averaged; and the share of the chosen images that two observers have in common.', {}, ('agreement',)),
+    ('Does a set foretell its student?', 'Spearman correlation, over ways of making a set, of what a judge measures of the set (`rded.vinformation`) with the top-1 of its students, averaged over seeds.', {}, ('foretold',)),
+    ('Speed', '', {'speed': 'Time of the published way over ours, and growth'}, ('speed',)),
+    ('Ranks', 'The same distillation under torchrun. Ranks share the cores of one machine here: where those are fewer than the ranks, more ranks only cost more.', {}, ('ranks',)),
+    ('Scans', 'Tar shards, scanned once, each scan in a process of its own. The draw keeps 300 images of each class and some spares; the files had just been written, so this is the time of the scan itself and not of a disk. Other work shared the cores: seconds of a core are what the scan itself computed.',
+     {'scans': 'Seconds and memory of scans against images'}, ('scans',)),
+    ('Plans', 'What `rded plan` predicted from a run a tenth as large, and what the larger run then took; the rates were measured while little else ran.', {'cost': 'Predicted cost against images, classes, images a class and GPUs'}, ('plans',)),
+    ('Bad input', BAD_HEAD.strip(), {}, ('damaged-images', 'malformed-files')),
+    ('Cost', '', {}, ('cost',)), ('Observers', '', {}, ('observers',)), ('Runs', '', {}, ('runs',)),
+    ('Faults', FAULTS_HEAD.strip(), {}, ('faults',)))
+PICTURES = {name for _, _, pictures, _ in CHAPTERS for name in pictures}
+
+def _chapter(title, head, pictures, names, tables, figures):
+    "A chapter of the page; nothing where it has neither picture nor table."
+    parts = [f'![{about}](figures/{name}.png)\n' for name, about in pictures.items() if name in figures] + [markdown(tables[name]) for name in names if tables.get(name)]
+    return f'\n## {title}\n\n' + '\n'.join([head + '\n'] * bool(head) + parts) if parts else ''
+
 def page(results, tables, figures, table=()):
     "The report's README as Markdown."
     count = f"{len(results)} result file{'s' * (len(results) != 1)} in `results/`"
-    pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items() if name not in ('speed', 'cost', 'scans'))
-    rest = ''.join(f'\n## {name.capitalize()}\n\n{markdown(tables[name])}' for name in ('cost', 'observers', 'runs'))
+    pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items() if name not in PICTURES)
     sources = dict.fromkeys(r['published'].source for r in tables['accuracy'] if r['published'])
     said = main_cells(table) + (f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else '')
     notes = dict.fromkeys((r['dataset'], str(r['note'])) for r in results if r.get('note'))
     said += ''.join(f'{escape(d)}: {escape(note)}\n\n' for d, note in notes)
-    speed = f"\n## Speed\n\n![Time of the published way over ours, and growth](figures/speed.png)\n\n{markdown(tables['speed'])}" if tables.get('speed') else ''
-    if tables.get('ranks'): speed += f"\n## Ranks\n\nThe same distillation under torchrun. Ranks share the cores of one machine here: where those are fewer than the ranks, more ranks only cost more.\n\n{markdown(tables['ranks'])}"
-    if tables.get('scans'): speed += f"\n## Scans\n\nTar shards, scanned once, each scan in a process of its own. The draw keeps 300 images of each class and some spares; the files had just been written, so this is the time of the scan itself and not of a disk. Other work shared the cores: seconds of a core are what the scan itself computed.\n\n![Seconds and memory of scans against images](figures/scans.png)\n\n{markdown(tables['scans'])}"
-    plans = f"\n## Plans\n\nWhat `rded plan` predicted from a run a tenth as large, and what the larger run then took; the rates were measured while little else ran.\n\n{markdown(tables['plans'])}" if tables.get('plans') else ''
-    if 'cost' in figures: plans += '\n![Predicted cost against images, classes, images a class and GPUs](figures/cost.png)\n'
-    bad = f"\n## Bad input\n\n{BAD_HEAD}\n{markdown(tables['damaged-images'])}\n{markdown(tables['malformed-files'])}" if tables.get('damaged-images') else ''
-    faults = f"\n## Faults\n\n{FAULTS_HEAD}\n{markdown(tables['faults'])}" if tables.get('faults') else ''
-    return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + speed + plans + bad + rest + faults
+    return HEAD.format(results=count) + markdown(tables['accuracy']) + '\n' + said + pictures + ''.join(_chapter(*chapter, tables, figures) for chapter in CHAPTERS)
+
 
 # %% ../nbs/42_report.ipynb #c201d0e0
 def _replaceable(path):
@@ -502,26 +662,50 @@ def _replaceable(path):
     if path.exists() and not path.read_text(encoding='utf-8', errors='replace').startswith(HEAD.partition('{')[0]):
         raise ValueError(f'{path} is not a report of rded: choose another folder or remove it')
 
+def _measured(results, table):
+    "(tables, figures) of whatever else than accuracies was measured, by name."
+    made, drawn, benches, plans = {}, {}, read_benches(results), read_plans(results)
+    with _made_from(benches):
+        if timed := [b for b in benches if 'ranks' not in b and 'scan' not in b]: made['speed'], drawn['speed'] = speed_rows(timed), draw_speed(timed)
+        if rows := rank_rows(benches): made['ranks'] = rows
+        if rows := scan_rows(benches): made['scans'], drawn['scans'] = rows, draw_scan(benches)
+    with _made_from(plans):
+        if rows := plan_rows(plans): made['plans'] = rows
+        if any('growth' in p for p in plans): drawn['cost'] = draw_cost(plans)
+    if faults := [f for p in sorted(Path(results).glob('*.json')) if _is_other(f := read_json(p), (FAULTS,))]: made['faults'] = fault_rows(faults)
+    for bad in read_bad_input(results): made['damaged-images'], made['malformed-files'] = damage_rows(bad), malformed_rows(bad)
+    for format, tell in FINDINGS.items():
+        with _made_from(found := read_found(results, format)):
+            if found: tell(found, table, made, drawn)
+    return made, drawn
+
+def _efficiency(found, table, made, drawn):
+    made['efficiency'], made['published-cost'], drawn['synthesis'] = efficiency_rows(found), cost_rows(), draw_time(against_time(found, table))
+
+def _agreement(found, table, made, drawn): made['agreement'] = agreement_rows(found)
+
+def _foretold(found, table, made, drawn):
+    if rows := foretold_rows(found): made['foretold'] = rows
+
+FINDINGS = {EFFICIENCY: _efficiency, OBSERVERS: _agreement, VINFORMATION: _foretold}
+
 def write_report(
     results,    # folder of result files
     out,        # folder for README.md, tables/ and figures/; an older report there is replaced
+    sets=None,  # folder of the sets, to show their images; without it the picture of an older report stays
 ):
     "Write tables, figures and README.md; {'results', 'cells', 'files'}. ValueError for a malformed result, before anything is written."
     found, out = read_results(results), Path(out)
     _replaceable(out / 'README.md')
-    made, drawn, benches = tables(found), figures(found), read_benches(results)
-    with _made_from(benches):
-        if timed := [b for b in benches if 'ranks' not in b and 'scan' not in b]: made['speed'], drawn['speed'] = speed_rows(timed), ('speed', draw_speed(timed))
-        if rows := rank_rows(benches): made['ranks'] = rows
-        if rows := scan_rows(benches): made['scans'], drawn['scans'] = rows, ('scans', draw_scan(benches))
-    plans = read_plans(results)
-    with _made_from(plans):
-        if rows := plan_rows(plans): made['plans'] = rows
-        if any('growth' in p for p in plans): drawn['cost'] = 'cost', draw_cost(plans)
-    faults = fault_rows([f for p in sorted(Path(results).glob('*.json')) if _is_other(f := read_json(p), (FAULTS,))])
-    if faults: made['faults'] = faults
-    for found_bad in read_bad_input(results): made['damaged-images'], made['malformed-files'] = damage_rows(found_bad), malformed_rows(found_bad)
-    texts = {'README.md': page(found, made, drawn, cells(found))}
+    made, drawn, table = tables(found), figures(found), cells(found)
+    more, others = _measured(results, table)
+    made |= more | ({'paper': rows} if (rows := paper_rows(table)) else {})
+    if grids := cross_grids(table): others['cross'] = draw_cross(grids)
+    if rows := set_rows(table, sets) if sets else []: others['sets'] = draw_sets(rows)
+    if sets and not rows: raise ValueError(f'{sets}: holds no set of these results, as {table[0].recipe}-{table[0].method}-seed{table[0].results[0]["seed"]}: give the folder sets/ of the runs')
+    drawn |= {name: (name, fig) for name, fig in others.items()}
+    kept = {'sets': ('sets', None)} if 'sets' not in drawn and (out / 'figures' / 'sets.png').is_file() else {}
+    texts = {'README.md': page(found, made, drawn | kept, table)}
     for name, rows in made.items(): texts |= {f'tables/{name}.md': markdown(rows), f'tables/{name}.csv': _csv(rows)}
     for name, text in texts.items():
         with atomic_file(out / name) as f: f.write_text(text, encoding='utf-8')

@@ -123,3 +123,34 @@ def test_a_panel_for_each_variant_and_every_cell_in_one():
     assert len(shown) == 4 and len(fig.axes) == 6
     assert all([t.get_text() for t in ax.get_xticklabels()] == ['1', '10'] for ax in shown)
     assert sum('-canvas' in ax.get_title() for ax in shown) == 1
+
+
+FINDING = {'format': report.EFFICIENCY, 'dataset': 'CIFAR-10', 'recipe': 'cifar10-conv3-ipc10', 'command': 'x', 'environment': {'device': 'cpu'},
+           'points': [{'method': m, 'ipc': 10, 'classes': 10, 'size': 32, 'seconds': [s], 'host_mb': [700.0]} for m, s in (('rded', 4.0), ('sre2l', 200.0))]}
+
+
+def test_findings_become_chapters_and_figures(tmp_path):
+    shutil.copytree(HERE / 'results', tmp_path / 'results')
+    (tmp_path / 'results' / 'efficiency.json').write_text(json.dumps(FINDING))
+    made = report.write_report(tmp_path / 'results', tmp_path / 'out')
+    page = (tmp_path / 'out' / 'README.md').read_text(encoding='utf-8')
+    assert made['results'] == 9 and {'figures/synthesis.png', 'tables/efficiency.md'} <= set(made['files'])
+    assert '## What distillation costs' in page and '| 50.00 | 1 |' in page and 'CIM' in page
+
+
+@pytest.mark.parametrize('change', [{'points': 3}, {'points': [{**FINDING['points'][0], 'seconds': ['4']}]}, {'points': [{**FINDING['points'][0], 'ipc': 0}]}, {'points': FINDING['points'][:1]}, {'command': None}])
+def test_a_malformed_finding_is_named_and_nothing_is_written(change, tmp_path):
+    shutil.copytree(HERE / 'results', tmp_path / 'results')
+    (tmp_path / 'results' / 'bad.json').write_text(json.dumps({**FINDING, **change}))
+    with pytest.raises(ValueError, match=r'bad\.json'): report.write_report(tmp_path / 'results', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_our_sre2l_is_called_not_reproduced():
+    (row,) = [report.accuracy_row(c, ()) for c in report.cells([{**RESULT, 'method': 'sre2l', 'file': 'a.json'}])]
+    assert row['method'] == 'sre2l (ours, not reproduced)' and row['published'] is None
+
+
+def test_a_cell_with_changed_training_is_not_the_papers_cell():
+    rows = lambda **change: report.paper_rows(report.cells([{**RESULT, 'file': 'a.json', **change}]))
+    assert rows()[1]['ConvNet'].startswith('51.00 (1), reproduced') and rows(training='paper, epochs 30') == []
