@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from .distilled import described, versions
 from .files import check_fields, digest64, hash64, load_tensors, locked, read_json, save_tensors, sha256, write_json
-from .views import Views, apply_views, batches, draw_epoch, epoch_generator
+from .views import STRONGEST, Views, apply_views, batches, draw_epoch, epoch_generator
 
 # %% ../nbs/21_labels.ipynb #65cfe027
 UNSOUND = "the observer {} answers with numbers that are not finite, or beyond sixteen bits: it diverged, or its file is damaged: use another"
@@ -217,13 +217,14 @@ def drawn_by(training, factor: int) -> dict:
     "What of a training decides the views: two that agree here draw the same."
     mixing = training.mix != 'none'
     return {'batch_size': training.batch_size, 'tiles': training.tiles if factor > 1 else 'none', 'min_scale': 1 / factor if training.min_scale is None else training.min_scale,
-            'flip': training.flip, 'mix': training.mix, 'mix_alpha': training.mix_alpha if mixing else 0.0, **({'one_tile': training.one_tile} if training.one_tile and factor > 1 else {})}
+            'flip': training.flip, 'mix': training.mix, 'mix_alpha': training.mix_alpha if mixing else 0.0, **({'one_tile': training.one_tile} if training.one_tile and factor > 1 else {}),
+            **({'randaugment': training.randaugment, 'strength': training.strength} if training.randaugment else {})}
 
 def view_fields(n: int, size: int, factor: int, drawn: dict) -> dict:
     "{name: (type, numbers, per 'image' or 'batch')} of what is recorded of the views of n images; flips are bits and stand apart."
     every = {'index': (smallest(n - 1), 1, 'image'), 'order': drawn['tiles'] != 'none' and (smallest(factor ** 2 - 1), factor ** 2, 'image'),
              'box': (drawn['min_scale'] < 1 or 'one_tile' in drawn) and (smallest(size), 4, 'image'), 'partner': drawn['mix'] != 'none' and (smallest(min(n - 1, drawn['batch_size'])), 1, 'image'),
-             'rectangle': drawn['mix'] == 'cutmix' and (smallest(size), 4, 'batch'), 'share': drawn['mix'] == 'mixup' and (torch.float64, 1, 'batch'),
+             'rectangle': drawn['mix'] == 'cutmix' and (smallest(size), 4, 'batch'), 'share': drawn['mix'] == 'mixup' and (torch.float64, 1, 'batch'), 'altered': 'randaugment' in drawn and (smallest(32 * (STRONGEST + 1)), drawn['randaugment'], 'image'),
              'number': (torch.int32, 1, 'batch'), 'images': (torch.int32, 1, 'batch')}
     return {name: field for name, field in every.items() if field}
 
@@ -237,7 +238,7 @@ def pack_views(
     numbers, indices, views = zip(*drawn)
     all_of = lambda name: torch.cat([getattr(v, name) for v in views])
     columns = {'index': torch.cat(indices), 'order': all_of('order'), 'box': all_of('box'), 'partner': all_of('partner'),
-               'rectangle': torch.stack([v.rectangle for v in views]), 'share': torch.tensor([v.share for v in views], dtype=torch.float64),
+               'rectangle': torch.stack([v.rectangle for v in views]), 'share': torch.tensor([v.share for v in views], dtype=torch.float64), 'altered': all_of('altered'),
                'number': torch.tensor(numbers), 'images': torch.tensor([len(i) for i in indices])}
     packed = {name: columns[name].to(field[0]) for name, field in recorded.items()}
     return packed | ({'flip': torch.from_numpy(np.packbits(all_of('flip').numpy()))} if flip else {})
@@ -256,7 +257,7 @@ def unpack_views(
     share = read('share', batch, batch + 1)
     return read('index', first, last).long(), Views(
         order=own('order', torch.arange(factor ** 2).repeat(n, 1)), box=own('box', torch.tensor([[0, 0, size, size]]).repeat(n, 1)), flip=flip,
-        partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item())
+        partner=own('partner', torch.arange(n)), rectangle=own('rectangle', torch.zeros(1, 4, dtype=torch.long), batch, batch + 1)[0], share=0.0 if share is None else share.item(), altered=own('altered', torch.zeros(n, 0, dtype=torch.long)))
 
 # %% ../nbs/21_labels.ipynb #eaf38d59
 PART_BYTES = 64e6
@@ -535,8 +536,9 @@ def verify(self, progress=None) -> dict:
 def check(self, distilled, training, seed):
     "ValueError that names the remedy unless these labels belong to this set, this training and this seed."
     check_set(self.meta['digest'], distilled, self.path)
-    recorded = {'one_tile': 0.0, **self.meta['training'], 'temperature': self.meta['temperature']}
-    for key, value in {'one_tile': 0.0, **drawn_by(training, distilled.factor), 'temperature': training.temperature}.items():
+    without = {'one_tile': 0.0, 'randaugment': 0, 'strength': None}
+    recorded = {**without, **self.meta['training'], 'temperature': self.meta['temperature']}
+    for key, value in {**without, **drawn_by(training, distilled.factor), 'temperature': training.temperature}.items():
         its = recorded[key]
         if its not in (value, None): self._refuse(f'recorded with {words(key)} {its}, the training has {value}', f'train with {its}, or record labels for {value}')
     check_loss(training, self.keep.kind == 'top', self.path)

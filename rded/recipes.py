@@ -63,6 +63,8 @@ class Training:
     one_tile: float = 0.0           # share of the views that show one tile alone, enlarged
     min_scale: float | None = None  # of the random-resized-crop; None: 1/factor, so at factor 1 it is the identity (departure 8)
     flip: bool = True
+    randaugment: int = 0            # operations of RandAugment an image; the paper has none
+    strength: int = 9               # of each, from 0 to 30
     mix: str = 'cutmix'             # on every batch
     mix_alpha: float = 1.0
     bn_updates: int = 2             # BatchNorm statistics move twice a step: momentum 1 − (1 − m)² (departures 3, 4)
@@ -79,6 +81,7 @@ class Training:
         _share('training', decay_from=self.decay_from, one_tile=self.one_tile, average=self.average)
         _above_zero('training', lr=self.lr, temperature=self.temperature, stretch=self.stretch, min_scale=1 if self.min_scale is None else self.min_scale)
         _share('training', weight_decay=self.weight_decay)
+        if not (isinstance(self.randaugment, int) and isinstance(self.strength, int) and self.randaugment >= 0 and 0 <= self.strength <= 30): raise ValueError(f'training: randaugment is {self.randaugment}, strength {self.strength}: give whole numbers, the strength from 0 to 30')
 
 # %% ../nbs/40_recipes.ipynb #59b87c67
 LABELS = {'region': ('', ''), 'hard': ('-hard', '-hard'), 'fixed': ('-fixed', ', labels fixed')}  # kind: what it adds to the name of the file, of the training

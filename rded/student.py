@@ -110,7 +110,7 @@ def share_of(views):
     own = ranks.slice_of(n)
     m, mixed = len(own), views.share or views.rectangle.any()
     rows, partner = (torch.cat([own, views.partner[own]]), torch.arange(m, 2 * m).repeat(2)) if mixed else (own, torch.arange(m))
-    return rows, replace(views, order=views.order[rows], box=views.box[rows], flip=views.flip[rows], partner=partner), m, ranks.world() * m / n
+    return rows, replace(views, order=views.order[rows], box=views.box[rows], flip=views.flip[rows], partner=partner, altered=views.altered[rows]), m, ranks.world() * m / n
 
 # %% ../nbs/22_student.ipynb #9edb9095
 def train_student(

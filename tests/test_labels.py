@@ -73,7 +73,7 @@ def digits(factor, request):
 
 
 SETS = {'digits': partial(digits, 1), 'mosaics of digits': partial(digits, 2), 'CIFAR-10': cifar10}
-CHANGES = {'paper': {}, 'mixup': dict(mix='mixup', mix_alpha=0.8, temperature=4.0), 'plain': dict(mix='none', flip=False), 'all tiles': dict(tiles='all', min_scale=0.3)}
+CHANGES = {'paper': {}, 'mixup': dict(mix='mixup', mix_alpha=0.8, temperature=4.0), 'plain': dict(mix='none', flip=False), 'all tiles': dict(tiles='all', min_scale=0.3), 'randaugment': dict(randaugment=2, strength=12)}
 
 
 @pytest.fixture(params=SETS)
