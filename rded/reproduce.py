@@ -622,17 +622,19 @@ def _check_settings(table, settings):
     eyes = settings.get('observer', '')
     if eyes.endswith(('.safetensors', '.pth', '.pt')) and not Path(eyes).is_file(): raise ValueError(f'--set observer={eyes}: no such file')
 
-def _section(part, out, small, settings, run=()):
-    "The rows of a part, and where their published numbers were read."
+def _shown(part, out, small, settings, run=()):
+    "The rows of a part."
     how = {**settings, **part.settings}
-    shown = rows(part.table, out, small, how.get('epochs', 0), part.only, run, how.get('training', 'paper'), part.methods[0] if 'rded' not in part.methods else 'rded')
-    return f'{markdown(shown)}\n{sources(part.table, shown)}\n'
+    return rows(part.table, out, small, how.get('epochs', 0), part.only, run, how.get('training', 'paper'), part.methods[0] if 'rded' not in part.methods else 'rded')
 
 def page_of(table, out, small=False, settings=None, only=None):
-    "A table as a page, or the essentials, a section a part, whatever seeds stand."
-    section = lambda part, *run: _section(part, out, small, settings or {}, *run)
-    if table != 'essentials': return f'# {table}{_variant(settings)}\n\n{table_of(table).about}\n\n' + section(Part(table, only or {}), selected(table, only))
-    return '# essentials\n' + ''.join(f'\n## {title}\n\n{section(part)}' for title, part in {str(p): p for p in ESSENTIALS}.items())
+    "A table as a page, or the essentials, a section for each part of which something stands."
+    text = lambda table, shown: f'{markdown(shown)}\n{sources(table, shown)}\n'
+    if table != 'essentials': return f'# {table}{_variant(settings)}\n\n{table_of(table).about}\n\n' + text(table, _shown(Part(table, only or {}), out, small, settings or {}, selected(table, only)))
+    parts = {str(p): (p.table, _shown(p, out, small, settings or {})) for p in ESSENTIALS}
+    told = {title: part for title, part in parts.items() if any(r['verdict'] != 'not run' for r in part[1])}
+    rest = ''.join(f'- {title}\n' for title in parts if title not in told)
+    return '# essentials\n' + ''.join(f'\n## {title}\n\n{text(*part)}' for title, part in told.items()) + (f'\nNot run yet:\n\n{rest}' if rest else '')
 
 def _variant(settings):
     "What the name of a page adds for another training: its rows are not the table's."

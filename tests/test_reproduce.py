@@ -227,6 +227,7 @@ def test_parts_are_run_in_order_and_not_run_again(fake):
     assert f'## main_table: CIFAR-10; resnet18; 10; sre2l\n\n' in page and '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | 29.3 ± 0.5 |' in page
     plus = page.split('training plus')[1].split('##')[0]
     assert '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | – | – | 51.00 ± 1.00 (3) |' in plus and 'Published' not in plus
+    assert page.count('## ') == 3 and '- main_table: CIFAR-10; convnet; 10, 1, 50\n' in page.split('Not run yet:')[1]
     again, _ = finish(fake, table='essentials', only=only)
     assert (again['stood'], again['done']) == (6, []) and len(done(fake)) == 15
 
