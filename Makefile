@@ -2,6 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
+# make gpu          one GPU, a quarter of an hour: what is worth most of the tables, then the GPU's speed: make gpu DATA=../data [MINUTES=25]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup quickstart test lab reproduce bench export clean
+.PHONY: setup quickstart test lab reproduce gpu bench export clean
 setup: $(SETUP)
 
 $(SETUP): settings.ini setup.py pyproject.toml
@@ -36,6 +37,11 @@ test: $(SETUP)
 TABLE ?= main_table
 reproduce: $(SETUP)
 	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
+
+MINUTES ?= 25
+gpu: $(SETUP)
+	$(BIN)/rded reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --workers 8 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
+	$(BIN)/rded bench gpu --out runs/reproduce/results
 
 bench: $(SETUP)
 	$(BIN)/rded bench $(STAGE) $(if $(DATA),--data $(DATA)) $(if $(OBSERVER),--observer $(OBSERVER)) --out reports/results

@@ -471,7 +471,7 @@ def reproduce(args, progress):
     tables.check_ready(args.table, settings)
     if args.dry_run: return _plan(args, tables, root, only, settings)
     devices = args.devices or tables.devices_here(args.device)
-    result = tables.reproduce(args.table, root, args.out, only, args.seeds or [0, 1, 2], args.methods, settings, args.tiny, args.download, args.observers, devices, args.minutes, say)
+    result = tables.reproduce(args.table, root, args.out, only, args.seeds, args.methods, settings, args.tiny, args.download, args.observers, devices, args.minutes, say)
     print(Path(result['page']).read_text(encoding='utf-8'))
     for f in result['failed']: print(f"rded: {f['cell']} failed: {f['error']}" + (f" (executed so far: {f['notebook']})" if f['notebook'] else ''), file=sys.stderr)
     if result['failed']:
@@ -483,7 +483,7 @@ def _silence(text): pass
 
 def _plan(args, tables, root, only, settings):
     "What `reproduce` would do."
-    jobs = tables.plan(args.table, root, only, args.seeds or [0, 1, 2], args.methods, args.tiny, settings.get('epochs', 0), settings.get('observer_epochs', 0), args.download)
+    jobs = tables.jobs_of(args.table, root, only, args.seeds, args.methods, args.tiny, settings, args.download)
     devices = args.devices or tables.devices_here(args.device)
     lines = tables.described(jobs, args.out, 'cpu' if devices[0] == 'cpu' else 'cuda', len(devices), args.observers, settings.get('observer'))
     print('\n'.join(lines))
@@ -666,10 +666,10 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--classes': dict(help='FILE of WordNet ids, one a line, for a subset of ImageNet'),
         '--out': dict(required=True, help='a folder; what is whole in it is not done again')}),
     'reproduce': (reproduce, "run a table of the paper, cell by cell: what stands is not done again", {
-        'table': dict(metavar='TABLE', help='main_table, imagenet10, cross_architecture, ablations or large_ipc'),
+        'table': dict(metavar='TABLE', help='main_table, imagenet10, cross_architecture, ablations or large_ipc; essentials: what is worth most of them, in that order'),
         '--data': dict(metavar='ROOT', help='the folder the data sets lie in, as cifar10 and imagenette2-160, or one of them'),
         '--only': dict(type=several(pair), metavar='K=V,…', help='a part of the table, as dataset=CIFAR-10,ipc=1,ipc=10'),
-        '--seeds': dict(type=several(whole(0)), help='as 0,1,2, which is usual'), '--methods': dict(type=several(method), default=['rded', 'random-images'], help='as rded,random-images'),
+        '--seeds': dict(type=several(whole(0)), help='as 0,1,2, which is usual'), '--methods': dict(type=several(method), help='as rded,random-images, which is usual'),
         '--set': dict(type=several(setting), metavar='K=V,…', help="other parameters of the notebook, as epochs=30 or observer=FILE"),
         '--observers': dict(metavar='DIR', help='folder of trained observers; OUT/observers unless told'),
         '--devices': dict(type=listed, metavar='D,…', help='one worker each: 0,1 or 0,0,0 (GPUs), or cpu,cpu; every GPU unless told'),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TILES', 'LOSSES', 'MIXES', 'LABELS', 'RATES', 'BATCHES', 'PLUS', 'TRAININGS', 'SMALL', 'LARGE', 'OBSERVERS',
-           'RECOVERIES', 'PUBLISHED_COSTS', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES',
-           'Training', 'plain_name', 'learning_rate', 'batch_size', 'paper_training', 'changed', 'stated', 'Plus',
-           'plus_row', 'plus_training', 'ObserverTraining', 'observer_training', 'Recovery', 'recovery_of', 'Published',
-           'published_rows', 'published', 'PublishedCost', 'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of',
-           'cell', 'tiny', 'plus', 'get']
+           'WITHOUT_NORM', 'RECOVERIES', 'PUBLISHED_COSTS', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES', 'MAIN',
+           'DIGITS', 'RECIPES', 'Training', 'plain_name', 'learning_rate', 'batch_size', 'paper_training', 'changed',
+           'stated', 'Plus', 'plus_row', 'plus_training', 'ObserverTraining', 'observer_training', 'Recovery',
+           'recovery_of', 'Published', 'published_rows', 'published', 'PublishedCost', 'Recipe', 'citable', 'Data',
+           'paper_factor', 'dataset_of', 'cell', 'tiny', 'plus', 'get']
 
 # %% ../nbs/40_recipes.ipynb #937b0d85
 import csv, difflib
@@ -206,11 +206,12 @@ OBSERVERS = {   # (data set, network): what differs; the network None is any oth
     ('ImageNet-1K', None): LARGE,
     ('digits', None): replace(SMALL, epochs=6, lr=0.05, padding=1, flip=False)}   # a mirrored digit is no digit
 
+WITHOUT_NORM = {'vgg11': 0.01, 'alexnet': 0.01}     # torchvision's reference rates of networks without normalisation: at 0.1 they learn nothing
+
 def observer_training(arch, dataset=None, size=32):
-    "How to train this observer: the data set's values where it has them, else by image size (128 px and more are large)."
-    for key in ((dataset, plain_name(arch)), (dataset, None)):
-        if key in OBSERVERS: return OBSERVERS[key]
-    return LARGE if size >= 128 else SMALL
+    "How to train this observer: the data set's values where it has them, else by image size (128 px and more are large); networks without normalisation at a tenth of the rate."
+    usual = OBSERVERS.get((dataset, plain_name(arch))) or OBSERVERS.get((dataset, None)) or (LARGE if size >= 128 else SMALL)
+    return replace(usual, lr=WITHOUT_NORM.get(plain_name(arch), usual.lr))
 
 # %% ../nbs/40_recipes.ipynb #cdb02d63
 @dataclass(frozen=True)

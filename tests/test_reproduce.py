@@ -22,11 +22,12 @@ CODE = '''
 import json, os, time
 from pathlib import Path
 (Path(out) / 'seen').mkdir(parents=True, exist_ok=True)
-name = {('CIFAR-10', 'convnet'): ('cifar10-conv3', 'conv3'), ('CIFAR-100', 'convnet'): ('cifar100-conv3', 'conv3')}[dataset, network]
+from rded.reproduce import recipe_of
+recipe = recipe_of('main_table', training=training, dataset=dataset, network=network, ipc=ipc)
 if note == 'fail' and ipc == 10: raise RuntimeError('the disk\\nis full of eels')
 for seed in seeds:
     for method in methods:
-        file = Path(out, 'results', f'{name[0]}-ipc{ipc}-{method}-seed{seed}.json')
+        file = Path(out, 'results', f'{recipe.name}-{method}-seed{seed}.json')
         if file.exists(): continue
         start = time.time()
         for k in range(6):
@@ -35,12 +36,12 @@ for seed in seeds:
         with open(Path(out) / 'seen' / 'done.txt', 'a') as f: f.write(json.dumps([file.name, os.environ.get('CUDA_VISIBLE_DEVICES'), start, time.time()]) + '\\n')
         file.parent.mkdir(exist_ok=True)
         file.with_suffix('.part').write_text(json.dumps({
-            'format': 'rded-result-1', 'recipe': f'{name[0]}-ipc{ipc}', 'dataset': dataset, 'split': 'val', 'n': 10, 'ipc': ipc, 'method': method, 'observer': None, 'student': name[1],
-            'training': 'paper', 'seed': seed, 'top1': 50.0 + seed, 'top5': 90.0, 'best_top1': 51.0 + seed, 'updates': 1, 'images_seen': 1, 'seconds': 1.0, 'peak_memory_mb': None,
+            'format': 'rded-result-1', 'recipe': recipe.name, 'dataset': dataset, 'split': 'val', 'n': 10, 'ipc': ipc, 'method': method, 'observer': None, 'student': recipe.student,
+            'training': recipe.training.name, 'seed': seed, 'top1': 50.0 + seed, 'top5': 90.0, 'best_top1': 51.0 + seed, 'updates': 1, 'images_seen': 1, 'seconds': 1.0, 'peak_memory_mb': None,
             'bytes': {'images': 1, 'labels': 0, 'observer': 0}, 'curve': [{'epoch': 300, 'top1': 50.0}], 'command': 'x', 'environment': {}, 'commit': None}))
         os.replace(file.with_suffix('.part'), file)
 '''
-PARAMETERS = ("dataset = 'CIFAR-10'\nnetwork = 'convnet'\nipc = 1\nseeds = [0]\nmethods = ['rded']\ntiny = True\nepochs = 0\ndata = ''\ndownload = False\n"
+PARAMETERS = ("dataset = 'CIFAR-10'\ntraining = 'paper'\nnetwork = 'convnet'\nipc = 1\nseeds = [0]\nmethods = ['rded']\ntiny = True\nepochs = 0\ndata = ''\ndownload = False\n"
               "observer = ''\nobservers = ''\ndevice = 'auto'\nnote = ''\nout = ''\n")
 RUN = '''
 import sys, json
@@ -48,7 +49,7 @@ from pathlib import Path
 from rded import reproduce
 reproduce.notebook_of = lambda table: Path(sys.argv[1]) / 'fake.ipynb'
 reproduce._silent, told = None, json.loads(sys.argv[2])
-said = reproduce.reproduce('main_table', sys.argv[1] + '/data', sys.argv[1] + '/out', told.pop('only'), **told, log=lambda t: print(t, flush=True))
+said = reproduce.reproduce(told.pop('table', 'main_table'), sys.argv[1] + '/data', sys.argv[1] + '/out', told.pop('only'), **told, log=lambda t: print(t, flush=True))
 print('END ' + json.dumps(said), flush=True)
 '''
 
@@ -65,7 +66,7 @@ def fake(tmp_path):
 
 
 def start(fake, **told):
-    told = {'only': {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1, 10]}, 'seeds': [0, 1], 'methods': ['rded'], **told}
+    told = told if 'table' in told else {'only': {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1, 10]}, 'seeds': [0, 1], 'methods': ['rded'], **told}
     return subprocess.Popen([sys.executable, '-c', RUN, str(fake), json.dumps(told)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -192,6 +193,104 @@ print(reproduce.shared_observer(reproduce.recipe_of('main_table', True, dataset=
     assert sum('trained' in s for s in said) == 1 and said[0][-1] == said[1][-1] and Path(said[0][-1]).is_file()
 
 
+# the essentials
+
+def test_the_essentials_come_in_order_of_worth_and_none_twice():
+    jobs = reproduce.essentials()
+    names, wanted = [j.name for j in jobs], [f.name for j in jobs for f in j.files('')]
+    assert len(wanted) == len(set(wanted)) and {m for j in jobs for m in j.methods} == {'rded', 'random-images', 'sre2l'}
+    assert names[:4] == ['cifar10-resnet18-ipc10', 'cifar10-resnet18-ipc50', 'cifar10-resnet18-ipc1', 'cifar10-resnet18-ipc10-sre2l']
+    assert names[4:7] == [f'cifar10-resnet18-ipc{i}-plus' for i in (10, 1, 50)]
+    assert names[7:19] == [f'imagenette-{n}-ipc{i}{p}' for p in ('', '-plus') for n in ('resnet18', 'conv5') for i in (10, 1, 50)]
+    cross = [j for j in jobs if j.table == 'cross_architecture']
+    assert len(cross) == 15 and names[19:34] == [j.name for j in cross] and len({j.recipe.observer for j in cross}) == len({j.recipe.student for j in cross}) == 4   # the sixteenth is the main table's
+    assert {j.seeds for j in jobs[:34]} == {(0,)} and [(j.name, j.seeds) for j in jobs[34:53]] == [(n, (1, 2)) for n in names[:19]]
+    assert names[53:] == [f'{c}-ipc{i}' for c in ('cifar10-conv3', 'cifar10-resnet101', 'imagenette-resnet101') for i in (10, 1, 50)] and {j.seeds for j in jobs[53:]} == {(0, 1, 2)}
+    for job in jobs: reproduce.check_parameters(reproduce.notebook_of(job.table), {**job.values, **job.settings})
+    assert [j.recipe for j in jobs if j.settings] == [reproduce.stated(reproduce.plus(recipe_of(j.table, **j.values))) for j in jobs if j.settings]
+
+
+def test_only_leaves_cells_that_have_what_it_names():
+    of = lambda **only: {j.name for j in reproduce.essentials(only={k: [v] for k, v in only.items()})}
+    assert {n.split('-ipc')[0] for n in of(dataset='CIFAR-10')} == {'cifar10-resnet18', 'cifar10-conv3', 'cifar10-resnet101'}
+    assert of(teacher='vgg11', student='vgg11') == {'imagenette-vgg11-to-vgg11-ipc10'} and not [n for n in of(network='resnet18') if 'vgg' in n]
+
+
+def test_parts_are_run_in_order_and_not_run_again(fake):
+    only = {'dataset': ['CIFAR-10'], 'network': ['resnet18'], 'ipc': [10]}
+    said, out = finish(fake, table='essentials', only=only)
+    name, both = 'cifar10-resnet18-ipc10', ('rded', 'random-images')
+    assert (said['cells'], said['stood'], said['failed']) == (6, 0, []) and said['done'] == [name, f'{name}-sre2l', f'{name}-plus'] * 2
+    assert [n for n, *_ in done(fake)] == [f'{n}-{m}-seed{s}.json' for seeds in ((0,), (1, 2)) for n, methods in ((name, both), (name, ('sre2l',)), (f'{name}-plus', both)) for s in seeds for m in methods]
+    assert {p.name for p in (fake / 'out' / 'notebooks').iterdir()} == {f'{n}.ipynb' for n in said['done']}
+    page = (fake / 'out' / 'essentials.md').read_text()
+    assert f'## main_table: CIFAR-10; resnet18; 10; sre2l\n\n' in page and '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | 29.3 ± 0.5 |' in page
+    plus = page.split('training plus')[1].split('##')[0]
+    assert '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | – | – | 51.00 ± 1.00 (3) |' in plus and 'Published' not in plus
+    assert page.count('## ') == 3 and '- main_table: CIFAR-10; convnet; 10, 1, 50\n' in page.split('Not run yet:')[1]
+    again, _ = finish(fake, table='essentials', only=only)
+    assert (again['stood'], again['done']) == (6, []) and len(done(fake)) == 15
+
+
+def test_seeds_come_later_and_the_blocked_part_is_said(fake):
+    first, _ = finish(fake, only={'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, seeds=[1])      # the table's own run, before
+    assert first['failed'] == [] and len(done(fake)) == 1
+    said, out = finish(fake, table='essentials', only={'network': ['convnet'], 'ipc': [1]})
+    assert said['done'] == ['cifar10-conv3-ipc1'] and [n for n, *_ in done(fake)][1:] == [f'cifar10-conv3-ipc1-{m}-seed{s}.json' for s, m in ((0, 'rded'), (0, 'random-images'), (1, 'random-images'), (2, 'rded'), (2, 'random-images'))]
+    assert {f['cell'] for f in said['failed']} == {'imagenette-conv5-ipc1', 'imagenette-conv5-ipc1-plus'} and all('ImageNette was not found under --data' in f['error'] for f in said['failed'])
+    assert 'imagenette-conv5-ipc1-plus: cannot be run: ImageNette was not found' in out
+
+
+def test_a_cut_part_is_not_begun_twice(fake):
+    jobs = reproduce.essentials(fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['resnet18'], 'ipc': [1]})[::2]         # seed 0; seeds 1, 2
+    for f in jobs[0].files(fake / 'out'):
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(json.dumps({'recipe': jobs[0].recipe.name, 'training': 'paper', 'ipc': 1, 'student': 'resnet18_modified'}))
+    cut = reproduce._running(jobs[1].notebook(fake / 'out'))
+    cut.parent.mkdir(parents=True)
+    cut.touch()
+    assert reproduce._unfinished(jobs, fake / 'out', print) == ([jobs[1]], [])           # its own notebook is the other's, too
+    assert reproduce._unfinished(jobs[:1], fake / 'out', print) == ([jobs[0]], [])
+
+
+def test_the_essentials_dry_run(fake, capsys):
+    argv = ['reproduce', 'essentials', '--data', str(fake / 'data'), '--only', 'network=resnet18,ipc=10', '--out', str(fake / 'out'), '--devices', 'cpu', '--dry-run']
+    assert main([*argv, '--json', str(fake / 'plan.json')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [' '.join(l.split()[:3]) for l in lines[:3]] == ['cifar10-resnet18-ipc10, seed 0', 'cifar10-resnet18-ipc10-sre2l, seed 0', 'cifar10-resnet18-ipc10-plus, seed 0']
+    assert 'its observer' in lines[0] and '1 of 1 to do' in lines[1] and 'of it its observer)' in lines[2] and 'observer' not in lines[5]     # the scoring one was counted
+    assert lines[3].startswith('imagenette-resnet18-ipc10, seed 0') and 'cannot be run: ImageNette was not found under --data' in lines[3]
+    assert '10 cells; time left about' in lines[-1] and len(json.loads((fake / 'plan.json').read_text())['cells']) == 10 and not (fake / 'out').exists()
+
+
+def test_labellers_are_shared_and_waited_for(tmp_path):
+    made = [recipe_of('main_table', True, 0, 3, 'plus', dataset='CIFAR-10', network='convnet', ipc=i) for i in (1, 10, 50)]
+    made[2] = replace(made[2], labeller_epochs=2)
+    jobs = [Job('main_table', {}, r, ('rded',), (0,), 'digits', {'training': 'plus'}) for r in made]
+    runner = Runner(jobs, tmp_path, ['cpu', 'cpu'], {})
+    assert runner.parameters(jobs[0], 'cpu')['training'] == 'plus'
+    (scoring, brief), (_, same), (_, longer) = (reproduce.missing_observers(job, runner.observers) for job in jobs)
+    assert brief == same != longer and len({scoring, brief, longer}) == 3
+    runner.observers.mkdir()
+    scoring.touch()
+    assert [runner.take()[0].name for _ in range(2)] == [jobs[0].name, jobs[2].name]      # the second waits for the first one's labeller
+    scoring.unlink()
+    found = [reproduce.run_recipe(r, 'digits', tmp_path, methods=['rded'])[0] for r in made[:2]]
+    assert {*runner.observers.glob('*.safetensors')} == {scoring, brief} and {r['observer']['name'] for r in found} == {brief.name}
+    assert {json.loads(p.read_text())['observer']['name'] for p in (tmp_path / 'sets').glob('*/rded.json')} == {scoring.name}       # another one scores
+
+
+@pytest.mark.slow
+def test_plus_from_the_command_line(tmp_path, capsys):
+    argv = ['reproduce', 'main_table', '--tiny', '--only', 'dataset=CIFAR-10,network=convnet,ipc=1', '--seeds', '0', '--out', str(tmp_path / 'out'), '--devices', 'cpu', '--set', 'training=plus']
+    assert main(argv) == 0
+    assert (tmp_path / 'out' / 'main_table-plus.md').read_text() == capsys.readouterr().out[:-1]
+    results = [json.loads(p.read_text()) for p in sorted((tmp_path / 'out' / 'results').iterdir())]
+    assert [(r['recipe'], r['method'], r['training']) for r in results] == [('cifar10-conv3-ipc1-tiny-plus', m, 'plus-tiny') for m in ('random-images', 'rded')]
+    assert '--set training=plus' in results[0]['command']
+    assert main(argv) == 0 and '1 stand, 0 to do' in capsys.readouterr().err
+
+
 # what is refused, in one line and before anything runs
 
 @pytest.mark.parametrize('argv, words', [
@@ -208,7 +307,17 @@ print(reproduce.shared_observer(reproduce.recipe_of('main_table', True, dataset=
     (['main_table', '--tiny', '--only', 'net=conv3'], 'main_table has dataset, network, ipc'),
     (['main_table', '--data', 'nowhere'], 'no such folder'),
     (['main_table', '--tiny', '--devices', 'gpu0'], 'give GPU numbers or cpu'),
-    (['main_table', '--tiny', '--seeds', '0,0'], 'different values')])
+    (['main_table', '--tiny', '--seeds', '0,0'], 'different values'),
+    (['main_table', '--tiny', '--set', 'training=best'], "training 'best': choose from paper, plus"),
+    (['large_ipc', '--tiny', '--set', 'training=plus'], "large_ipc.ipynb has no parameter 'training'"),
+    (['essential', '--tiny'], 'did you mean essentials'),
+    (['essentials'], '--data ROOT is needed'),
+    (['essentials', '--tiny', '--only', 'net=conv3'], '--only net=…: essentials has dataset, network, ipc, teacher, student'),
+    (['essentials', '--tiny', '--only', 'dataset=CIFAR-100'], '--only dataset=CIFAR-100: choose from CIFAR-10, ImageNette'),
+    (['essentials', '--tiny', '--seeds', '0'], '--seeds: essentials has its own: leave it out, choose cells by --only, or run a table'),
+    (['essentials', '--tiny', '--methods', 'rded'], '--methods: essentials has its own'),
+    (['essentials', '--tiny', '--set', 'training=plus'], '--set training=…: essentials has its own'),
+    (['essentials', '--tiny', '--set', 'epoch=1'], "has no parameter 'epoch': did you mean epochs?")])
 def test_one_line_for_what_is_refused(argv, words, tmp_path, capsys):
     out = ['--out', str(tmp_path / 'out'), '--devices', 'cpu'] if '--devices' not in argv else ['--out', str(tmp_path / 'out')]
     assert main(['reproduce', *argv, *out]) == 2
@@ -253,7 +362,7 @@ def test_the_estimate_learns(tmp_path):
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem in TABLES], ids=lambda p: p.stem)
 def test_parameters_and_recipes_agree(path):
     found, cells = parameters_of(path), TABLES[path.stem].cells
-    assert set(found) == SHARED | set(cells[0])
+    assert set(found) - {'training'} == SHARED | set(cells[0]) and found.get('training', 'paper') == 'paper'
     assert found['tiny'] is True and found['device'] == 'auto' and found['out'] == '' and found['seeds'] == [0]
     assert {k: found[k] for k in cells[0]} in cells
     for values in cells:
