@@ -511,7 +511,7 @@ def agreement_rows(found):
              'images both it and the first keep': float(f['shared'][0][k]), 'by chance': f['chance'], 'file': f['file']} for f in found for k, o in enumerate(f['observers'])]
 
 LEAST_WAYS = 5
-SPELLED = {'H(Y|X)': 'realism, −H(Y|X)', 'H(Y|∅), soft': 'diversity, H(Y|∅) of soft labels', 'I, at least': 'I, at least', 'spread': 'spread of features'}
+SPELLED = {'H(Y|X)': 'realism, −H(Y|X)', 'H(Y|∅), soft': 'diversity, H(Y|∅) of soft labels', 'I, at least': 'I, at least', 'spread': 'spread of features', 'spread, given H(Y|X)': 'spread, given realism'}
 
 def foretold_rows(found):
     "One row a group of students: rank correlation of each quantity of a set with top-1, and its p-value."
