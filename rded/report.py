@@ -515,7 +515,8 @@ SPELLED = {'H(Y|X)': 'realism, −H(Y|X)', 'H(Y|∅), soft': 'diversity, H(Y|∅
 
 def foretold_rows(found):
     "One row a group of students: rank correlation of each quantity of a set with top-1, and its p-value."
-    told = lambda c: f"{c['rho']:+.2f} (p {c['p']:.2g})" if c else None
+    p = lambda v: "p < 0.001" if v < 0.001 else f"p {v:.2g}"
+    told = lambda c: f"{c['rho']:+.2f} ({p(c['p'])})" if c else None
     return [{'students': g['students'], 'ways of making a set': len(g['ways']), **{name: told(g['correlations'].get(k)) for k, name in SPELLED.items()}, 'judge': f['judge']['name'], 'file': f['file']}
             for f in found for g in f['groups'] if len(g['ways']) >= LEAST_WAYS]
 
