@@ -646,9 +646,9 @@ def _chapter(title, head, pictures, names, tables, figures):
     parts = [f'![{about}](figures/{name}.png)\n' for name, about in pictures.items() if name in figures] + [markdown(tables[name]) for name in names if tables.get(name)]
     return f'\n## {title}\n\n' + '\n'.join([head + '\n'] * bool(head) + parts) if parts else ''
 
-def page(results, tables, figures, table=()):
+def page(results, tables, figures, table=(), folder='results'):
     "The report's README as Markdown."
-    count = f"{len(results)} result file{'s' * (len(results) != 1)} in `results/`"
+    count = f"{len(results)} result file{'s' * (len(results) != 1)} in `{escape(folder)}/`"
     pictures = '\n'.join(f'![Accuracy against images per class, {escape(d)}](figures/{name}.png)\n' for name, (d, _) in figures.items() if name not in PICTURES)
     sources = dict.fromkeys(r['published'].source for r in tables['accuracy'] if r['published'])
     said = main_cells(table) + (f"Published numbers: {escape('; '.join(sources))}.\n\n" if sources else '')
@@ -706,7 +706,7 @@ def write_report(
     if sets and not rows: raise ValueError(f'{sets}: holds no set of these results, as {table[0].recipe}-{table[0].method}-seed{table[0].results[0]["seed"]}: give the folder sets/ of the runs')
     drawn |= {name: (name, fig) for name, fig in others.items()}
     kept = {'sets': ('sets', None)} if 'sets' not in drawn and (out / 'figures' / 'sets.png').is_file() else {}
-    texts = {'README.md': page(found, made, drawn | kept, table)}
+    texts = {'README.md': page(found, made, drawn | kept, table, Path(results).resolve().name)}
     for name, rows in made.items(): texts |= {f'tables/{name}.md': markdown(rows), f'tables/{name}.csv': _csv(rows)}
     for name, text in texts.items():
         with atomic_file(out / name) as f: f.write_text(text, encoding='utf-8')
