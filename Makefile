@@ -32,7 +32,7 @@ test: export OMP_NUM_THREADS := 1
 test: export MPLBACKEND := Agg
 test: $(SETUP)
 	nbdev_test --n_workers 2
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 TABLE ?= main_table
 reproduce: $(SETUP)

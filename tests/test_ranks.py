@@ -112,6 +112,7 @@ def told(draw, cutting, judge, columns, kept, numbers, *rest):
     return stream(draw, cutting, judge, columns, kept, numbers, *rest)
 def dying(self, columns):
     global writes
+    self.start = self.last = 0.0    # every part is due to be put aside, however soon it follows the one before
     add(self, columns)
     writes += 1
     if ranks.rank() == 1 and attempt == 0 and writes == 2: os.kill(os.getpid(), signal.SIGKILL)
