@@ -286,7 +286,7 @@ def _panel(ax, cells, styles, title):
     "One panel: at each IPC the published point and the methods stand side by side."
     place = {ipc: k for k, ipc in enumerate(sorted({c.ipc for c in cells}))}
     series = {'published RDED': ([(c.ipc, c.published.top1, c.published.std or 0) for c in cells if c.published], PAPER)}
-    for m, style in styles.items(): series[m] = [(c.ipc, c.top1.mean, c.top1.std or 0) for c in cells if c.method == m], (*style, None)
+    for m, style in styles.items(): series[TOLD.get(m, m)] = [(c.ipc, c.top1.mean, c.top1.std or 0) for c in cells if c.method == m], (*style, None)
     series = {label: (sorted(points), style) for label, (points, style) in series.items() if points}
     for k, (label, (points, style)) in enumerate(series.items()):
         aside = 0.14 * (k - (len(series) - 1) / 2)
@@ -481,12 +481,12 @@ def cost_rows():
 # %% ../nbs/42_report.ipynb #2d06dc66
 def against_time(found, table):
     "[(label, seconds of a set, top-1, deviation or None, published)] of what is known of both."
-    points = []
-    for f in found:
+    points, runs = [], {}
+    for f in sorted(found, key=lambda f: -max(len(p['seconds']) for p in f['points'])):     # of two measurements of one point the one of more runs
         r = RECIPES.get(f['recipe'])
         for p in f['points'] if r else ():
             c = next((c for c in table if (c.recipe, c.method, c.training) == (re.sub(r'ipc\d+', f"ipc{p['ipc']}", r.name), p['method'], 'paper') and c.results[0]['observer']), None)
-            if c and (p['classes'], p['size']) == (r.classes, r.size): points.append((f"{TOLD.get(c.method, c.method)}, {c.dataset}, {c.ipc} a class", statistics.median(p['seconds']), c.top1.mean, c.top1.std, False))
+            if c and (p['classes'], p['size']) == (r.classes, r.size) and runs.setdefault((c.recipe, c.method), f['file']) == f['file']: points.append((f"{TOLD.get(c.method, c.method)}, {c.dataset}, {c.ipc} a class", statistics.median(p['seconds']), c.top1.mean, c.top1.std, False))
     for c in PUBLISHED_COSTS:
         accuracy = published(dataset=c.dataset, ipc=10, method=c.method, observer=c.observer, student=c.observer) if c.images == 10000 else None
         if accuracy: points.append((f'{c.method}, {c.dataset}, 10 a class, published ({c.hardware})', float(c.seconds), accuracy.top1, accuracy.std, True))
@@ -605,7 +605,7 @@ def tables(results):
     return {'accuracy': [accuracy_row(c, table) for c in table], 'cost': [cost_row(c) for c in table],
             'observers': observer_rows(table), 'runs': [run_row(r) for r in sorted(results, key=lambda r: r['file'])]}
 
-MOST_PANELS = 12    # of a figure: where there are more, variants of recipes stand in the tables alone
+MOST_PANELS = 6    # of a figure: where there are more, variants of recipes stand in the tables alone
 
 def figures(results):
     "Accuracy against images a class: {file name: (data set, Figure)}."
