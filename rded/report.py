@@ -11,8 +11,8 @@ __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'EFFICIENCY', 'OB
            'markdown', 'verdict', 'accuracy_row', 'paper_rows', 'duration', 'size_text', 'cost_row', 'run_row',
            'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows',
            'draw_cost', 'cross_grids', 'draw_cross', 'read_found', 'efficiency_rows', 'cost_rows', 'against_time',
-           'draw_time', 'agreement_rows', 'foretold_rows', 'set_rows', 'draw_sets', 'damage_rows', 'malformed_rows',
-           'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
+           'draw_time', 'agreement_rows', 'p_value', 'foretold_rows', 'set_rows', 'draw_sets', 'damage_rows',
+           'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
 
 # %% ../nbs/42_report.ipynb #98d9589b
 import csv, io, re, statistics, textwrap
@@ -513,10 +513,11 @@ def agreement_rows(found):
 LEAST_WAYS = 5
 SPELLED = {'H(Y|X)': 'realism, −H(Y|X)', 'H(Y|∅), soft': 'diversity, H(Y|∅) of soft labels', 'I, at least': 'I, at least', 'spread': 'spread of features', 'spread, given H(Y|X)': 'spread, given realism'}
 
+def p_value(p): return 'p < 0.001' if p < 0.001 else f'p {p:.2g}'
+
 def foretold_rows(found):
     "One row a group of students: rank correlation of each quantity of a set with top-1, and its p-value."
-    p = lambda v: "p < 0.001" if v < 0.001 else f"p {v:.2g}"
-    told = lambda c: f"{c['rho']:+.2f} ({p(c['p'])})" if c else None
+    told = lambda c: f"{c['rho']:+.2f} ({p_value(c['p'])})" if c else None
     return [{'students': g['students'], 'ways of making a set': len(g['ways']), **{name: told(g['correlations'].get(k)) for k, name in SPELLED.items()}, 'judge': f['judge']['name'], 'file': f['file']}
             for f in found for g in f['groups'] if len(g['ways']) >= LEAST_WAYS]
 
