@@ -90,11 +90,12 @@ def k_means(
     features, # array [n,d]
     k,        # rows that are picked, k ≤ n
     seed=0,   # of the clusters' starting points; scikit-learn's k-means++, the best of four starts
+    worth=None, # array [n]: take the largest of each cluster in place of the one nearest to its centre
 ):
-    "Rows [k] nearest to the centres of k clusters, larger clusters first; where points coincide the lowest unused rows fill up."
+    "Rows [k], one of each of k clusters, larger clusters first; where points coincide the lowest unused rows fill up."
     from sklearn.cluster import KMeans
     with warnings.catch_warnings(action='ignore'): found = KMeans(k, n_init=4, random_state=seed).fit(features)  # fewer distinct points than k
-    apart = found.transform(features)[np.arange(len(features)), found.labels_]
+    apart = found.transform(features)[np.arange(len(features)), found.labels_] if worth is None else -worth
     members = [np.flatnonzero(found.labels_ == c) for c in range(k)]
     near = sorted((-len(m), int(m[apart[m].argmin()])) for m in members if len(m))
     chosen = [row for _, row in near]
@@ -202,6 +203,7 @@ STRATEGIES = {  # name: (what it looks at, function of a Pool and k that gives k
     'half-easy-half-hard': ('score', _half),
     'k-centre': ('features', lambda pool, k: k_centre(pool.features, k, pool.score.argmax())),
     'k-means': ('features', lambda pool, k: k_means(pool.features, k, pool.seed)),
+    'top-of-clusters': ('features', lambda pool, k: k_means(pool.features, k, pool.seed, pool.score)),
     'herding': ('features', lambda pool, k: herding(pool.features, k)),
     'facility-location': ('features', lambda pool, k: facility_location(pool.features, k)),
     'entropy': ('logits', _entropy),
