@@ -104,7 +104,7 @@ def observer(args, progress):
     models.build(args.arch, 2, size)        # an unknown name or a size that does not fit is said before the images are read
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, args.dataset or recipes.dataset_of(images.name) or images.name, size)
-    training = recipes.changed(usual, epochs=args.epochs, precision=models.pick_precision(args.precision, device))
+    training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, precision=models.pick_precision(args.precision, device))
     net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress)
     result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info}
     _write(args.json, result)
@@ -607,6 +607,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
         '--size': dict(type=PIXELS, help="pixels; the network's usual size unless told"), '--epochs': dict(type=whole(1), help="the recipe's number unless told"),
+        '--stop': dict(type=whole(1), metavar='N', help='end after N of the epochs: an early checkpoint, which teaches small sets better'),
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
         '--precision': PRECISION,
         '--out': dict(required=True, help='FILE.safetensors')}),

@@ -128,15 +128,15 @@ def train_observer(
     images = on_device(images, stored_size(size, training), device)
     optimizer = torch.optim.SGD(net.parameters(), training.lr, training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    epochs = range(training.epochs)
+    epochs = range(training.stop or training.epochs)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         for epoch in progress(epochs, f'training {arch}', len(epochs)) if progress else epochs:
             loss = train_epoch(net, images, optimizer, training, epoch, generator, device, workers)
-            if log: log(f'epoch {epoch + 1} of {training.epochs}: loss {loss:.3f}')
+            if log: log(f'epoch {epoch + 1} of {len(epochs)}: loss {loss:.3f}')
     net.eval()
-    net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'dataset': images.name, 'epochs': training.epochs,
-                'seed': seed, 'training': {k: v for k, v in vars(training).items() if isinstance(v, (int, float, str, bool))}}
+    net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'dataset': images.name, 'epochs': len(epochs),
+                'seed': seed, 'training': {k: v for k, v in vars(training).items() if isinstance(v, (int, float, str, bool)) and (k != 'stop' or v)}}
     return net
 
 def stored_size(size, training):

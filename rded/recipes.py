@@ -187,10 +187,12 @@ class ObserverTraining:
     flip: bool = True
     precision: str = 'float32'          # 'bfloat16': autocast, about 1.7 times as fast where the processor has it
     images_per_class: int | None = None # at most that many, for a smoke test; None: all
+    stop: int = 0                       # epochs after which it ends: an early checkpoint of the whole schedule; 0: at the end
 
     def __post_init__(self):
         _at_least_one('observer training', epochs=self.epochs, batch_size=self.batch_size)
         _one_of('observer training', 'crop', self.crop, ('pad', 'resized', 'none'))
+        if not isinstance(self.stop, int) or not 0 <= self.stop <= self.epochs: raise ValueError(f'observer training: stop is {self.stop}: give an epoch from 1 to {self.epochs}, or 0 for the end')
         if not self.lr > 0: raise ValueError(f'observer training: lr is {self.lr}: give a rate above 0')
 
 SMALL = ObserverTraining()
