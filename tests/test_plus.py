@@ -61,3 +61,33 @@ def test_held_out_images_are_neither_seen_nor_cited(tmp_path, cifar10_root):
     assert (found['split'], found['n'], found['dataset'] == 'CIFAR-10') == ('held-out', 200, False)
     made = read_json(next((tmp_path / 'sets').glob('*/rded.json')))
     assert made['data']['images'] == len(fit) and not {p['source'] for image in made['images'] for p in image['patches']} & {*held.sources}
+
+
+@pytest.mark.parametrize('optimizer', recipes.OPTIMIZERS)
+def test_a_student_learns_with_every_optimiser(optimizer):
+    from rded import student
+    from rded.distilled import DistilledSet
+    from rded.evaluate import evaluate
+    from rded.labels import HardLabels
+    from rded.models import build
+    digits, val = (datasets.load('digits', s) for s in ('train', 'val'))
+    made = pipeline.make_set('random-images', recipes.get('digits-conv3-ipc10'), digits, None, 0)
+    training = replace(recipes.get('digits-conv3-ipc10').training, epochs=12, batch_size=20, optimizer=optimizer, lr=0.05 if optimizer == 'sgd' else 1e-3)
+    net = build('conv3', 10, 16, seed=0)
+    student.train_student(net, made, HardLabels(10), training, seed=0)
+    assert evaluate(net, val)['top1'] > 60
+    assert set(student.OPTIMIZERS) == set(recipes.OPTIMIZERS)
+
+
+def test_unknown_optimisers_and_impossible_checkpoints_are_refused():
+    with pytest.raises(ValueError, match="optimizer is 'lion'.*muon"): replace(recipes.get('digits-conv3-ipc10').training, optimizer='lion')
+    with pytest.raises(ValueError, match='stop is 7: give an epoch from 1 to 6'): replace(recipes.OBSERVERS['digits', None], stop=7)
+
+
+def test_an_early_checkpoint_from_the_command_line(tmp_path, capsys):
+    asked = ['observer', '--data', 'digits', '--arch', 'conv3', '--quiet', '--epochs', '4']
+    assert cli.main([*asked, '--stop', '1', '--out', str(tmp_path / 'early.safetensors'), '--json', str(tmp_path / 'early.json')]) == 0
+    found = json.loads((tmp_path / 'early.json').read_text())
+    assert (found['epochs'], found['training']['epochs'], found['training']['stop']) == (1, 4, 1)
+    assert cli.main([*asked, '--stop', '5', '--out', str(tmp_path / 'late.safetensors')]) == 2 and 'stop is 5' in capsys.readouterr().err
+    assert not (tmp_path / 'late.safetensors').exists()
