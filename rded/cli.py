@@ -620,7 +620,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
         '--iterations': dict(type=whole(1), help="of the optimisation, for --method sre2l; the data set's number unless told"),
         '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would (the published code: 75)'),
-        '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}: all but rded are there to compare with"), '--out': dict(required=True, help='a new folder')}),
+        '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}; with an observer's labels and a brief training top-of-clusters is the best known"), '--out': dict(required=True, help='a new folder')}),
     'verify': (verify, 'check a distilled set or a folder of labels against what was written', {'set': dict(metavar='DIR'),
         '--data': dict(help='check the images it was made from, too: ' + DATA)}),
     'rebuild': (rebuild, 'make a distilled set again from its manifest and the original images', {
