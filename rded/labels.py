@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from .distilled import described, versions
+from .replay import Replay
 from .files import check_fields, digest64, hash64, load_tensors, locked, read_json, save_tensors, sha256, write_json
 from .views import STRONGEST, Views, apply_views, batches, draw_epoch, epoch_generator
 
@@ -33,13 +34,13 @@ class LiveLabels:
     "Soft labels made while the student trains: the observer's logits on each view, to sixteen bits."
     kind = name = 'live'
     def __init__(self, observer):  # with `.logits(x) -> [n, C]`
-        self.observer, self.unsound = observer, False
+        self.observer, self.unsound, self.logits = observer, False, Replay(lambda x: observer.logits(x), getattr(observer, 'device', 'cpu'))
 
     def __call__(self,
                  x,                # views, float [n, 3, S, S] in [0, 1]
                  views, y):        # the record of the views and the hard labels: not needed here
         "Logits `[n, C]` of the views."
-        logits = self.observer.logits(x).half().float()
+        logits = self.logits(x).half().float()
         self.unsound = self.unsound | ~logits.isfinite().all()     # stays on the device: nobody waits for it
         return logits
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom_and_flip', 'resized_one_by_one', 'line_weights',
            'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'stored_size',
-           'train_epoch', 'augment', 'accuracy', 'plain', 'match_columns', 'Observer', 'weights_hash', 'get_observer',
-           'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test', 'order_evidence',
-           'check_class_order', 'readable', 'complaint']
+           'make_optimizer', 'step', 'train_epoch', 'augment', 'accuracy', 'plain', 'match_columns', 'Observer',
+           'weights_hash', 'get_observer', 'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess',
+           'shuffles_test', 'order_evidence', 'check_class_order', 'readable', 'complaint']
 
 # %% ../nbs/05_observer.ipynb #56faa356
 import copy
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from . import models
 from .datasets import ImageSet, draw_order
 from .files import sha256
+from .replay import Replay, set_rate
 
 # %% ../nbs/05_observer.ipynb #35fb58e4
 def shift_and_flip(
@@ -126,13 +127,15 @@ def train_observer(
     if images.x is None and fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
     if val.x is None and fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
     images = on_device(images, stored_size(size, training), device)
-    optimizer = torch.optim.SGD(net.parameters(), training.lr, training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay)
+    recorded = torch.device(device).type == 'cuda'      # see `rded.replay`
+    optimizer = make_optimizer(net, training, recorded)
+    update = Replay(lambda x, y: step(net, x, y, training, optimizer), device)
     generator = torch.Generator().manual_seed(seed)
     epochs = range(training.stop or training.epochs)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         for epoch in progress(epochs, f'training {arch}', len(epochs)) if progress else epochs:
-            loss = train_epoch(net, images, optimizer, training, epoch, generator, device, workers)
+            loss = train_epoch(net, images, optimizer, training, epoch, generator, device, workers, update)
             if log: log(f'epoch {epoch + 1} of {len(epochs)}: loss {loss:.3f}')
     net.eval()
     net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'dataset': images.name, 'epochs': len(epochs),
@@ -144,23 +147,36 @@ def stored_size(size, training):
     return size // 7 * 8 if training.crop == 'resized' else size
 
 # %% ../nbs/05_observer.ipynb #a72ab217
-def train_epoch(net, images, optimizer, training, epoch, generator, device, workers) -> float:
+def make_optimizer(
+    net, training,  # with lr, momentum, nesterov, weight_decay
+    recorded=False  # its steps will be recorded for a GPU, see `rded.replay`
+):
+    "SGD with momentum."
+    how = dict(lr=torch.tensor(training.lr, device=net.mean.device), fused=True) if recorded else dict(lr=training.lr)
+    return torch.optim.SGD(net.parameters(), momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay, **how)
+
+def step(net, x, y, training, optimizer):
+    "One update; the loss, still on the device."
+    with models.reckoning(x.device.type, training.precision):
+        loss = F.cross_entropy(net(x).float(), y, label_smoothing=training.label_smoothing)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+def train_epoch(net, images, optimizer, training, epoch, generator, device, workers, update=None) -> float:
     "One pass over the data in random order; the mean loss."
     net.train()
+    update = update or (lambda x, y: step(net, x, y, training, optimizer))
     per_epoch = max(1, len(images) // training.batch_size)
     steps, warmup = training.epochs * per_epoch, int(training.warmup_epochs * per_epoch)
     order = torch.randperm(len(images), generator=generator)
     total = torch.zeros((), device=device)
     for k in range(per_epoch):
-        for group in optimizer.param_groups: group['lr'] = training.lr * learning_rate(epoch * per_epoch + k, steps, warmup)
+        set_rate(optimizer, training.lr * learning_rate(epoch * per_epoch + k, steps, warmup))
         indices = order[k * training.batch_size:(k + 1) * training.batch_size]
         x = augment(images.batch(indices, stored_size(net.size, training), workers).to(device), net.size, training, generator)
-        with models.reckoning(device, training.precision):
-            loss = F.cross_entropy(net(x).float(), images.y[indices].to(device), label_smoothing=training.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
+        total += update(x, images.y[indices].to(device))
     mean = (total / per_epoch).item()
     if mean != mean: raise ValueError(f'the training diverged in epoch {epoch + 1} (loss is not a number): use a smaller learning rate than {training.lr}')
     return mean

@@ -15,6 +15,7 @@ from torch import nn
 from .distilled import synthesised
 from .files import hash64
 from .patches import sample_boxes, uniforms
+from .replay import Replay
 
 # %% ../nbs/32_sre2l.ipynb #ac4fb153
 class Statistics:
@@ -68,14 +69,22 @@ def recover(
     low, high = (0 - net.mean) / net.std, (1 - net.mean) / net.std
     z = torch.randn(len(y), 3, size, size, generator=torch.Generator().manual_seed(key % 2 ** 63)).to(device).requires_grad_()
     optimizer, target, statistics = torch.optim.Adam([z], recovery.lr, recovery.betas), y.to(device), [Statistics(n) for n in observer.nets]
+
+    def slope(pixels):
+        "The loss, and its derivative by the pixels."
+        pixels = pixels.detach().requires_grad_()
+        loss = sum(F.cross_entropy(n(pixels)[:, columns], target) + recovery.bn_weight * s.loss(recovery.first_bn)
+                   for n, columns, s in zip(observer.nets, observer.columns, statistics)) / len(statistics)
+        return loss.detach(), torch.autograd.grad(loss, pixels)[0]
+    slope = Replay(slope, device)
+
     try:
         for iteration in range(recovery.iterations):
             optimizer.param_groups[0]['lr'] = _rate(recovery, iteration)
             pixels = view_of(z, key, iteration, recovery) * net.std + net.mean
             optimizer.zero_grad(set_to_none=True)
-            loss = sum(F.cross_entropy(n(pixels)[:, columns], target) + recovery.bn_weight * s.loss(recovery.first_bn)
-                       for n, columns, s in zip(observer.nets, observer.columns, statistics)) / len(statistics)
-            loss.backward()
+            loss, derivative = slope(pixels.detach())
+            pixels.backward(derivative)
             optimizer.step()
             with torch.no_grad(): z.copy_(z.clamp(low, high))
             if watch: watch(iteration, (z * net.std + net.mean).detach().cpu(), loss.item())

@@ -168,7 +168,7 @@ def alter(
     for column in codes.unbind(1):
         before, x = x, x.clone()
         for code in column.unique().tolist():
-            rows = (column == code).to(x.device, non_blocking=True)
+            rows = (column == code).nonzero().flatten().to(x.device, non_blocking=True)
             x[rows] = operations[code % 32 // 2](V, before[rows], code // 32 / STRONGEST * (-1 if code % 2 else 1)).clamp(0, 1)
     return x
 
