@@ -2,7 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
-# make gpu          one GPU, a quarter of an hour: what is worth most of the tables, then the GPU's speed: make gpu DATA=../data [MINUTES=25]
+# make gpu          one GPU, a quarter of an hour: what is worth most of the tables and does not stand in reports/, four cells at once, then the GPU's speed: make gpu DATA=../data [MINUTES=25] [DEVICES=0,0,0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
@@ -39,8 +39,11 @@ reproduce: $(SETUP)
 	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
 
 MINUTES ?= 25
+DEVICES ?= 0,0,0,0
 gpu: $(SETUP)
-	$(BIN)/rded reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --workers 8 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
+	mkdir -p runs/reproduce/results
+	for f in reports/results/*-resnet18-ipc*.json reports/results/compare/*-resnet18-ipc10-sre2l-*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
+	$(BIN)/rded reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
 	$(BIN)/rded bench gpu --out runs/reproduce/results
 
 bench: $(SETUP)

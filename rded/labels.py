@@ -33,8 +33,10 @@ UNSOUND = "the observer {} answers with numbers that are not finite, or beyond s
 class LiveLabels:
     "Soft labels made while the student trains: the observer's logits on each view, to sixteen bits."
     kind = name = 'live'
-    def __init__(self, observer):  # with `.logits(x) -> [n, C]`
-        self.observer, self.unsound, self.logits = observer, False, Replay(lambda x: observer.logits(x), getattr(observer, 'device', 'cpu'))
+    def __init__(self,
+                 observer,         # with `.logits(x) -> [n, C]`
+                 recorded=True):   # on a GPU its work is recorded and replayed, see `rded.replay`
+        self.observer, self.unsound, self.logits = observer, False, Replay(lambda x: observer.logits(x), getattr(observer, 'device', 'cpu'), on=recorded)
 
     def __call__(self,
                  x,                # views, float [n, 3, S, S] in [0, 1]
