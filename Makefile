@@ -42,7 +42,7 @@ MINUTES ?= 25
 DEVICES ?= 0,0,0,0
 gpu: $(SETUP)
 	mkdir -p runs/reproduce/results
-	for f in reports/results/*-resnet18-ipc*.json reports/results/compare/*-resnet18-ipc10-sre2l-*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
+	for f in reports/results/*-resnet18-ipc*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
 	$(BIN)/rded reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
 	$(BIN)/rded bench gpu --out runs/reproduce/results
 
