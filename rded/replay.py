@@ -6,6 +6,8 @@
 __all__ = ['Replay', 'set_rate']
 
 # %% ../nbs/07_replay.ipynb #01e49124
+import warnings
+
 import torch
 
 # %% ../nbs/07_replay.ipynb #53593001
@@ -24,8 +26,12 @@ class Replay:
         shape = tuple((tuple(x.shape), x.dtype) if torch.is_tensor(x) else x for x in inputs)
         if self.graph and shape == self.shape: return self._replay(inputs)
         self.counts[shape] = self.counts.get(shape, 0) + 1
-        if not self.graph and self.counts[shape] > self.usual: return self._record(inputs, shape)
-        return self._aside(inputs)
+        if self.graph or self.counts[shape] <= self.usual: return self._aside(inputs)
+        try: return self._record(inputs, shape)
+        except RuntimeError as why:     # the function asks the GPU for a number, or memory is short
+            self.records, self.inputs = False, ()
+            warnings.warn(f'these steps cannot be recorded, and are launched one by one: {str(why).splitlines()[0]}')
+        return self.function(*inputs)
 
     def _aside(self, inputs):
         "On the stream that the recording will be made on: what is set up there stays there."

@@ -8,6 +8,7 @@ from rded import cli, datasets, labels, models, pipeline, recipes, student, view
 from rded.evaluate import evaluate
 from rded.files import read_json
 from rded.observer import get_observer, train_observer
+from rded.replay import Replay
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
 RECIPE = recipes.get('digits-conv3-ipc10')
@@ -83,6 +84,14 @@ def test_recorded_steps_are_the_steps(digits, observer_file, optimizer, change, 
         losses.append([r['loss'] for r in history.rows]), weights.append(torch.cat([p.detach().flatten() for p in net.body.parameters()]))
     assert losses[1] == pytest.approx(losses[0], rel=0.03), losses
     assert (weights[0] - weights[1]).norm() < 0.1 * (weights[0] - torch.cat([p.detach().flatten() for p in models.build('conv3', 10, RECIPE.size, seed=0).body.parameters()]).cuda()).norm()
+
+
+def test_what_cannot_be_recorded_is_done_the_usual_way():
+    def asks(x): return x * (2 if x.sum().item() > 0 else 3)
+    step = Replay(asks, 'cuda')
+    with pytest.warns(UserWarning, match='cannot be recorded'): found = [step(torch.tensor([v], device='cuda')).item() for v in (1., -1., 1., -1., 1., -1.)]
+    assert found == [2, -3, 2, -3, 2, -3] and not step.records
+    assert (torch.ones(3, device='cuda') @ torch.ones(3, device='cuda')).item() == 3        # the GPU is well
 
 
 @pytest.mark.parametrize('method', ['sre2l', 'herding', 'random-mosaics'])
