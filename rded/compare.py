@@ -15,7 +15,7 @@ from .evaluate import mean_std, paired_difference
 from .files import check_same, read_json, write_json
 from .labels import FixedLabels, StoredLabels, relabel
 from .recipes import changed, stated
-from .report import TOLD, check_result
+from .report import Cell as Reported, check_result
 
 # %% ../nbs/48_compare.ipynb #dff00d12
 def labels_of(
@@ -142,5 +142,5 @@ def rows(found):
     for cell, results in groups.items():
         mean, std = mean_std([r['top1'] for r in results])
         first = results[0]
-        yield {'recipe': cell.recipe.name, 'set': TOLD.get(cell.method, cell.method), 'labels': cell.labels, 'top-1, last epoch': f'{mean:.2f}' + (f' ± {std:.2f}' if len(results) > 1 else '') + f' ({len(results)})',
+        yield {'recipe': cell.recipe.name, 'set': Reported(tuple(results)).told, 'labels': cell.labels, 'top-1, last epoch': f'{mean:.2f}' + (f' ± {std:.2f}' if len(results) > 1 else '') + f' ({len(results)})',
                'updates': first['updates'], 'images seen': first['images_seen'], **{f'bytes of {k}': v for k, v in first['bytes'].items()}, 'split': f"{first['split']}, {first['n']}"}

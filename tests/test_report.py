@@ -151,6 +151,14 @@ def test_our_sre2l_is_called_not_reproduced():
     assert row['method'] == 'sre2l (ours, not reproduced)' and row['published'] is None
 
 
+@pytest.mark.parametrize('ipc, top1, change, told', [(1, 19.5, {}, 'reproduced'), (1, 19.7, {}, 'not reproduced'), (10, 26.4, {}, 'reproduced'), (10, 22.1, {}, 'not reproduced'),      # published: 16.6 and 29.3
+                                                     (1, 16.6, {'training': 'plus'}, 'not reproduced'), (1, 16.6, {'observer': None}, 'not reproduced'), (1, 16.6, {'student': 'conv3'}, 'not reproduced')])
+def test_our_sre2l_is_reproduced_cell_by_cell(ipc, top1, change, told):
+    cell = {'method': 'sre2l', 'recipe': f'cifar10-resnet18-ipc{ipc}', 'dataset': 'CIFAR-10', 'student': 'resnet18_modified', 'training': 'paper', 'ipc': ipc, 'top1': top1, **change}
+    [found] = report.cells([{**RESULT, **cell, 'file': 'a.json'}])
+    assert found.told == f'sre2l (ours, {told})' and report.run_row(found.results[0])['method'] == 'sre2l (ours)'
+
+
 def test_a_cell_with_changed_training_is_not_the_papers_cell():
     rows = lambda **change: report.paper_rows(report.cells([{**RESULT, 'file': 'a.json', **change}]))
     assert rows()[1]['ConvNet'].startswith('51.00 (1), reproduced') and rows(training='paper, epochs 30') == []
