@@ -150,7 +150,7 @@ class Cell:
         "The method's name in a table; our own SRe2L is called reproduced where it stands within three points of what was published for this cell, and nothing is claimed from it elsewhere."
         if self.method != 'sre2l': return self.method
         r = RECIPES.get(self.recipe)
-        theirs = r and self.results[0]['observer'] and self.training == 'paper' and published(dataset=self.dataset, ipc=self.ipc, method='SRe2L', observer=citable(r.observer), student=citable(self.student))
+        theirs = r and self.results[0]['observer'] and self.training == 'paper' and published(dataset=self.dataset, ipc=self.ipc, method='SRe2L', observer=citable(self.observer.get('arch') or ''), student=citable(self.student))
         return _ours('sre2l', 'reproduced' if theirs and abs(self.top1.mean - theirs.top1) <= WITHIN else 'not reproduced')
     def _elsewhere(self):
         "The number of a cell that is not in the main table, where its recipe is a plain cell and no variant of one."

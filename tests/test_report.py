@@ -152,9 +152,9 @@ def test_our_sre2l_is_called_not_reproduced():
 
 
 @pytest.mark.parametrize('ipc, top1, change, told', [(1, 19.5, {}, 'reproduced'), (1, 19.7, {}, 'not reproduced'), (10, 26.4, {}, 'reproduced'), (10, 22.1, {}, 'not reproduced'),      # published: 16.6 and 29.3
-                                                     (1, 16.6, {'training': 'plus'}, 'not reproduced'), (1, 16.6, {'observer': None}, 'not reproduced'), (1, 16.6, {'student': 'conv3'}, 'not reproduced')])
+                                                     (1, 16.6, {'training': 'plus'}, 'not reproduced'), (1, 16.6, {'observer': None}, 'not reproduced'), (1, 16.6, {'student': 'conv3'}, 'not reproduced'), (1, 16.6, {'observer': {**RESULT['observer'], 'arch': 'conv3'}}, 'not reproduced')])
 def test_our_sre2l_is_reproduced_cell_by_cell(ipc, top1, change, told):
-    cell = {'method': 'sre2l', 'recipe': f'cifar10-resnet18-ipc{ipc}', 'dataset': 'CIFAR-10', 'student': 'resnet18_modified', 'training': 'paper', 'ipc': ipc, 'top1': top1, **change}
+    cell = {'method': 'sre2l', 'recipe': f'cifar10-resnet18-ipc{ipc}', 'dataset': 'CIFAR-10', 'student': 'resnet18_modified', 'training': 'paper', 'ipc': ipc, 'top1': top1, 'observer': {**RESULT['observer'], 'arch': 'resnet18_modified'}, **change}
     [found] = report.cells([{**RESULT, **cell, 'file': 'a.json'}])
     assert found.told == f'sre2l (ours, {told})' and report.run_row(found.results[0])['method'] == 'sre2l (ours)'
 
