@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'EFFICIENCY', 'OBSERVERS', 'VINFORMATION', 'ALLOCATORS', 'GROWN',
            'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME', 'METHODS', 'WITHIN', 'OTHER_TABLES', 'UNITS', 'STYLES', 'PAPER',
-           'SPARE', 'WAYS', 'TOGETHER', 'SHAPE', 'FOUND', 'LEAST_WAYS', 'SPELLED', 'BAD_HEAD', 'HEAD', 'MOST_PANELS',
-           'FAULTS_HEAD', 'CHAPTERS', 'PICTURES', 'FINDINGS', 'check_result', 'read_results', 'read_benches',
-           'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell', 'cells', 'baseline', 'escape',
-           'markdown', 'verdict', 'accuracy_row', 'paper_rows', 'duration', 'size_text', 'cost_row', 'run_row',
-           'observer_rows', 'draw', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows',
-           'draw_cost', 'cross_grids', 'draw_cross', 'read_found', 'efficiency_rows', 'cost_rows', 'against_time',
-           'draw_time', 'agreement_rows', 'p_value', 'foretold_rows', 'set_rows', 'draw_sets', 'damage_rows',
-           'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
+           'SPARE', 'LABELLED', 'WAYS', 'TOGETHER', 'SHAPE', 'FOUND', 'LEAST_WAYS', 'SPELLED', 'BAD_HEAD', 'HEAD',
+           'MOST_PANELS', 'FAULTS_HEAD', 'CHAPTERS', 'PICTURES', 'FINDINGS', 'check_result', 'read_results',
+           'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell', 'cells', 'baseline',
+           'escape', 'markdown', 'verdict', 'accuracy_row', 'paper_rows', 'duration', 'size_text', 'cost_row',
+           'run_row', 'observer_rows', 'draw', 'choice_gaps', 'choice_rows', 'draw_choice', 'speed_rows', 'rank_rows',
+           'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows', 'draw_cost', 'cross_grids', 'draw_cross', 'read_found',
+           'efficiency_rows', 'cost_rows', 'against_time', 'draw_time', 'agreement_rows', 'p_value', 'foretold_rows',
+           'set_rows', 'draw_sets', 'damage_rows', 'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows',
+           'page', 'write_report']
 
 # %% ../nbs/42_report.ipynb #98d9589b
 import csv, io, re, statistics, textwrap
@@ -339,6 +340,85 @@ def draw(cells):
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
     return fig
 
+# %% ../nbs/42_report.ipynb #3603750a
+LABELLED = {'-hard': 'classes alone', ', labels fixed': 'one soft label', ', labels full': 'recorded views', '': 'every view'}     # by what follows the training's name
+
+def _labelled(cell):
+    "(training, kind of labels) of a cell; None for labels that are neither."
+    found = re.fullmatch(r'(paper|plus)(-hard|, labels fixed|, labels full)?(, \d+ fixed views)?', cell.training)
+    return found and (found[1], LABELLED[found[2] or ''])
+
+def _panel_and_patches(cell):
+    "((data set, student, training, patches a side), kind of labels) of a plain cell, or of one with other patches; None for other variants."
+    plain, labelled = re.fullmatch(r'(.*-ipc\d+)(?:-factor(\d+))?', cell.recipe), _labelled(cell)
+    if not plain or not labelled or plain[1] not in RECIPES: return None
+    training, kind = labelled
+    return (cell.dataset, cell.student, training, int(plain[2] or RECIPES[plain[1]].factor)), kind
+
+def _paired(ours, theirs):
+    "(mean, half width of the 95 % interval or None, seeds) of the seeds that both cells have; None where there is none."
+    from scipy.stats import t
+    by_seed = [{r['seed']: r['top1'] for r in cell.results} for cell in (ours, theirs)]
+    seeds = sorted(set(by_seed[0]) & set(by_seed[1]))
+    if not seeds: return None
+    gaps = [by_seed[0][s] - by_seed[1][s] for s in seeds]
+    half = t.ppf(.975, len(gaps) - 1) * statistics.stdev(gaps) / sqrt(len(gaps)) if len(gaps) > 1 else None
+    return statistics.fmean(gaps), half, len(gaps)
+
+def choice_gaps(table):
+    "{(data set, student, training, patches a side): {(images a class, random method, kind of labels): (mean, half width or None, seeds)}}: RDED minus random, where at least two kinds of labels were run; of several observers that labelled, the one with the most cells."
+    panels = {}
+    for c in table:
+        if c.method != 'rded' or not (place := _panel_and_patches(c)): continue
+        by_observer = panels.setdefault(place[0], {}).setdefault(c.observer['sha256'], {})
+        for random in METHODS[1:]:
+            if (theirs := baseline(c, table, random)) and (gap := _paired(c, theirs)): by_observer[c.ipc, random, place[1]] = gap
+    gaps = {panel: by_observer.pop(None, {}) | max(by_observer.values(), key=len, default={}) for panel, by_observer in sorted(panels.items())}
+    return {panel: of for panel, of in gaps.items() if len({kind for _, _, kind in of}) > 1}
+
+# %% ../nbs/42_report.ipynb #e0f9b0e8
+def choice_rows(gaps):
+    "A row a panel, images a class and random method; a column a kind of labels."
+    rows = []
+    for (dataset, student, training, side), of in gaps.items():
+        for ipc, random in sorted({key[:2] for key in of}, key=lambda key: (key[0], METHODS.index(key[1]))):
+            found = {kind: of.get((ipc, random, kind)) for kind in LABELLED.values()}
+            seeds = sorted({gap[2] for gap in found.values() if gap})
+            rows.append({'data set': dataset, 'student': student, 'training': training, 'patches': f'{side}×{side}', 'IPC': ipc, 'RDED minus': random,
+                         **{kind: gap and gap[:2] for kind, gap in found.items()}, 'seeds': ' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))})
+    return rows
+
+def draw_choice(gaps):
+    "The differences with their intervals, a row a panel, a column a number of images a class: a matplotlib Figure."
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    ipcs, kinds = sorted({ipc for of in gaps.values() for ipc, _, _ in of}), list(LABELLED.values())
+    with style.context('default'):
+        fig = Figure(figsize=(3.1 * len(ipcs) + 0.8, 2.2 * len(gaps) + 0.7), dpi=80, layout='constrained')
+        grid = fig.subplots(len(gaps), len(ipcs), squeeze=False, sharex=True, sharey=True)
+        for ((dataset, student, training, side), of), axes in zip(gaps.items(), grid):
+            axes[0].set_ylabel(f'{printable(dataset)}, {printable(student)}\n{side}×{side} patches an image' + (f'\n{training}' if training != 'paper' else ''), fontsize=9)
+            for ax, ipc in zip(axes, ipcs): _choice_panel(ax, {key[1:]: gap for key, gap in of.items() if key[0] == ipc}, kinds)
+        for ax, ipc in zip(grid[0], ipcs): ax.set_title(f'{ipc} image{"s" * (ipc > 1)} a class', fontsize=10)
+        for ax in grid[-1]: ax.set_xticks(range(len(kinds)), [kind.replace(' ', '\n', 1) for kind in kinds], fontsize=8)
+        told = {text: line for ax in grid.ravel() for line, text in zip(*ax.get_legend_handles_labels())}
+        fig.legend([told[text] for text in sorted(told)], sorted(told), loc='outside lower center', ncols=len(told), fontsize=9, frameon=False)
+    return fig
+
+def _choice_panel(ax, gaps, kinds):
+    "One panel: {(random method, kind of labels): gap}."
+    ax.axhline(0, color='black', lw=.8)
+    ax.grid(axis='y', alpha=.3)
+    methods = [m for m in METHODS if any(m == method for method, _ in gaps)]
+    if not methods: ax.text((len(kinds) - 1) / 2, 1, 'not run', ha='center', va='bottom', color='grey', fontsize=9)
+    for k, method in enumerate(methods):
+        colour, marker, _ = STYLES[method]
+        for n, kind in enumerate(kinds):
+            if not (gap := gaps.get((method, kind))): continue
+            mean, half, _ = gap
+            ax.errorbar(n + 0.16 * (k - (len(methods) - 1) / 2), mean, half or 0, color=colour, marker=marker, mfc='white' if half is None else None, ms=5, lw=0, elinewidth=1.3, capsize=3,
+                        label=f"minus {method.replace('-', ' ')}")
+
 # %% ../nbs/42_report.ipynb #c7152e31
 def speed_rows(benches):
     "One row a stage, allocator and side: medians of seconds, memory, and how many times as long the first side took."
@@ -638,6 +718,7 @@ def fault_rows(found):
 
 CHAPTERS = (    # title, what is said of it, its pictures with their captions, its tables
     ("The paper's main table", 'Under each network: ours, last epoch, mean ± deviation (seeds), and its verdict; then the published value, the best of several evaluations on the test set.', {}, ('paper',)),
+    ('What the choice of images is worth', 'RDED minus as many random ones, the same training and labels, paired over the seeds that both have, with Student intervals of 95 %; one seed has none and is drawn hollow. From left to right the observer tells the student more.', {'choice': 'RDED minus random sets, by what labels them'}, ('choice',)),
     ('The images', '', {'sets': 'The first image of each class, a row a set'}, ()),
     ('From one network to another', '', {'cross': 'Top-1 (%), last epoch: observers down, students across; in brackets what was published'}, ()),
     ('What distillation costs', 'RDED and SRe2L in turn, a process each, the same observer; SRe2L at its published number of iterations.', {'synthesis': 'Top-1 against the seconds it took to make the set'}, ('efficiency', 'published-cost')),
@@ -714,6 +795,7 @@ def write_report(
     more, others = _measured(results, table)
     made |= more | ({'paper': rows} if (rows := paper_rows(table)) else {})
     if grids := cross_grids(table): others['cross'] = draw_cross(grids)
+    if gaps := choice_gaps(table): made['choice'], others['choice'] = choice_rows(gaps), draw_choice(gaps)
     if rows := set_rows(table, sets) if sets else []: others['sets'] = draw_sets(rows)
     if sets and not rows: raise ValueError(f'{sets}: holds no set of these results, as {table[0].recipe}-{table[0].method}-seed{table[0].results[0]["seed"]}: give the folder sets/ of the runs')
     drawn |= {name: (name, fig) for name, fig in others.items()}
