@@ -2,7 +2,8 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
-# make gpu          one GPU, a quarter of an hour: what is worth most of the tables and does not stand in reports/, four cells at once, then the GPU's speed: make gpu DATA=../data [MINUTES=25] [DEVICES=0,0,0,0]
+# make bars         `plus` where no number stands yet, three seeds a cell, four cells at once, with the observers of reports/observers, so that none is trained: make bars DATA=../data [MINUTES=25]
+# make gpu          one GPU, a quarter of an hour: the bars, then what is worth most of the tables and does not stand in reports/, four cells at once, then the GPU's speed: make gpu DATA=../data [MINUTES=25] [DEVICES=0,0,0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup quickstart test lab reproduce gpu bench export clean
+.PHONY: setup quickstart test lab reproduce bars gpu bench export clean
 setup: $(SETUP)
 
 $(SETUP): settings.ini setup.py pyproject.toml
@@ -39,10 +40,25 @@ reproduce: $(SETUP)
 	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
 
 MINUTES ?= 25
+define BARS
+cifar10-resnet18-ipc10-plus  cifar10          cifar10-conv3                                conv3-epochs6-seed0
+imagenette-conv5-ipc10-plus  imagenette2-160  imagenette2-160-conv5-128px-8epochs-seed0    imagenette2-160-conv5-128px-8epochs-seed0
+cifar10-resnet18-ipc50-plus  cifar10          cifar10-conv3                                conv3-epochs12-seed0
+imagenette-conv5-ipc50-plus  imagenette2-160  imagenette2-160-conv5-128px-8epochs-seed0    imagenette2-160-conv5-128px-8epochs-seed0
+cifar10-resnet18-ipc1-plus   cifar10          cifar10-conv3                                conv3-epochs2-seed0
+imagenette-conv5-ipc1-plus   imagenette2-160  imagenette2-160-conv5-128px-8epochs-seed0    imagenette2-160-conv5-128px-8epochs-seed0
+endef
+export BARS
+bars: $(SETUP)
+	mkdir -p runs/bars/results
+	for f in reports/results/*-plus-*.json; do test ! -e $$f -o -e runs/bars/results/$${f##*/} || cp $$f runs/bars/results/; done
+	echo "$$BARS" | timeout $(MINUTES)m xargs -L 1 -P 4 sh -c '$(BIN)/python -m rded run $$0 --data $(DATA)/$$1 --observer reports/observers/$$2.safetensors --labeller reports/observers/$$3.safetensors --methods rded --seeds 0,1,2 --out runs/bars --workers 4 --quiet $(MORE)' || test $$? -eq 124    # 124: the minutes are over
+	$(BIN)/python -m rded report --results runs/bars/results --out runs/bars/report
+
 DEVICES ?= 0,0,0,0
-gpu: $(SETUP)
+gpu: bars
 	mkdir -p runs/reproduce/results
-	for f in reports/results/*-resnet18-ipc*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
+	for f in reports/results/*-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
 	$(BIN)/rded reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
 	$(BIN)/rded bench gpu --out runs/reproduce/results
 

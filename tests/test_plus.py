@@ -1,11 +1,14 @@
 """`plus` and what it needs: labellers apart from the observer that scores, and images held out to choose settings by."""
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rded import cli, datasets, pipeline, recipes
 from rded.files import read_json
+from rded.observer import get_observer
 
 TINY = 'cifar10-conv3-ipc1-tiny-plus'
 
@@ -91,3 +94,15 @@ def test_an_early_checkpoint_from_the_command_line(tmp_path, capsys):
     assert (found['epochs'], found['training']['epochs'], found['training']['stop']) == (1, 4, 1)
     assert cli.main([*asked, '--stop', '5', '--out', str(tmp_path / 'late.safetensors')]) == 2 and 'stop is 5' in capsys.readouterr().err
     assert not (tmp_path / 'late.safetensors').exists()
+
+
+ROOT = Path(__file__).parents[1]
+BARS = re.search(r'define BARS\n(.*?)endef', (ROOT / 'Makefile').read_text(encoding='utf-8'), re.S)[1].splitlines()
+
+
+@pytest.mark.parametrize('line', BARS)
+def test_the_cells_of_make_bars_have_their_observers(line):
+    name, data, *observers = line.split()
+    recipe = recipes.get(name)
+    assert name.endswith('-plus') and len(observers) == 2 and recipe.dataset.lower().replace('-', '') == data.split('2-')[0]
+    for eye in (get_observer(ROOT / 'reports' / 'observers' / f'{o}.safetensors') for o in observers): assert (eye.size, len(eye.classes)) == (recipe.size, recipe.classes)
