@@ -160,11 +160,11 @@ PLUS = {1: Plus(1 / 9, 2000, 0.25, 1, 2), 10: Plus(1 / 3, 1000, 0.25, 1 / 2, 1),
 def plus_row(ipc): return PLUS[max(k for k in PLUS if k <= ipc)]
 
 def plus_training(student, ipc, classes, dataset=None, n=None, observer=None):
-    "The `plus` training of a student: the published one of this cell but for the values of its row."
+    "The `plus` training of a student: the published one of this cell but for the values of its row; evaluated once, at its end."
     paper, row = paper_training(student, ipc, classes, dataset, n, observer), plus_row(ipc)
     known = dataset == 'CIFAR-10' and plain_name(student) == 'conv3'
     return replace(paper, name='plus', epochs=row.epochs if classes < 1000 else paper.epochs, batch_size=max(1, round(row.batch_share * paper.batch_size)), min_scale=row.min_scale,
-                   optimizer=row.optimizer, randaugment=row.randaugment, notes=paper.notes + (() if known else ('the values of plus were chosen on CIFAR-10 with Conv-3: here they are an expectation',)))
+                   optimizer=row.optimizer, randaugment=row.randaugment, evaluate_from=1.0, notes=paper.notes + (() if known else ('the values of plus were chosen on CIFAR-10 with Conv-3: here they are an expectation',)))
 
 TRAININGS = {'paper': paper_training, 'plus': plus_training}
 
@@ -444,7 +444,7 @@ def plus(recipe):
     r, row = recipe, plus_row(recipe.ipc)
     eyes = r.observer_training or observer_training(r.observer, r.dataset, r.size)
     its = plus_training(r.student, r.ipc, r.classes, r.dataset, observer=r.observer)
-    if r.name.endswith('-tiny'): its = replace(r.training, name='plus-tiny', min_scale=row.min_scale, optimizer=row.optimizer, randaugment=row.randaugment)
+    if r.name.endswith('-tiny'): its = replace(r.training, name='plus-tiny', min_scale=row.min_scale, optimizer=row.optimizer, randaugment=row.randaugment, evaluate_from=1.0)
     return replace(r, name=f'{r.name}-plus', training=replace(its, flip=r.training.flip), labeller_epochs=max(1, round(row.labeller_share * eyes.epochs)))
 
 MAIN = tuple(cell(d, s, i) for d in DATASETS if d != 'ImageNet-10' for s in ('convnet', 'resnet18', 'resnet101') for i in (1, 10, 50))
