@@ -2,7 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
-# make bars         `plus` where no number stands yet, three seeds a cell, four cells at once, with the observers of reports/observers, so that none is trained: make bars DATA=../data [MINUTES=25]
+# make bars         `plus` where an observer of reports/observers is good enough to label, so that none is trained; three seeds a cell, four cells at once, what stands is not run again: make bars DATA=../data [MINUTES=25]
 # make gpu          one GPU, a quarter of an hour: the bars, then what is worth most of the tables and does not stand in reports/, four cells at once, then the GPU's speed: make gpu DATA=../data [MINUTES=25] [DEVICES=0,0,0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
@@ -44,7 +44,6 @@ define BARS
 cifar10-resnet18-ipc10-plus  cifar10          cifar10-conv3                                conv3-epochs6-seed0
 imagenette-conv5-ipc10-plus  imagenette2-160  imagenette2-160-conv5-128px-8epochs-seed0    imagenette2-160-conv5-128px-8epochs-seed0
 cifar10-resnet18-ipc50-plus  cifar10          cifar10-conv3                                conv3-epochs12-seed0
-imagenette-conv5-ipc50-plus  imagenette2-160  imagenette2-160-conv5-128px-8epochs-seed0    imagenette2-160-conv5-128px-8epochs-seed0
 cifar10-resnet18-ipc1-plus   cifar10          cifar10-conv3                                conv3-epochs2-seed0
 imagenette-conv5-ipc1-plus   imagenette2-160  imagenette2-160-conv5-128px-8epochs-seed0    imagenette2-160-conv5-128px-8epochs-seed0
 endef
