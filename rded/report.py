@@ -345,15 +345,16 @@ LABELLED = {'-hard': 'classes alone', ', labels fixed': 'one soft label', ', lab
 
 def _labelled(cell):
     "(training, kind of labels) of a cell; None for labels that are neither."
-    found = re.fullmatch(r'(paper|plus)(-hard|, labels fixed|, labels full)?(, \d+ fixed views)?', cell.training)
-    return found and (found[1], LABELLED[found[2] or ''])
+    found = re.fullmatch(r'(.*?)(-hard|, labels fixed|, labels full|)(, \d+ fixed views)?', cell.training)
+    return None if ', labels' in found[1] else (found[1], LABELLED[found[2]])
 
 def _panel_and_patches(cell):
     "((data set, student, training, patches a side), kind of labels) of a plain cell, or of one with other patches; None for other variants."
-    plain, labelled = re.fullmatch(r'(.*-ipc\d+)(?:-factor(\d+))?', cell.recipe), _labelled(cell)
-    if not plain or not labelled or plain[1] not in RECIPES: return None
+    plain, labelled = re.fullmatch(r'(.*-ipc)\d+(?:-factor(\d+))?', cell.recipe), _labelled(cell)
+    side = plain and (plain[2] or next((r.factor for name, r in RECIPES.items() if re.fullmatch(re.escape(plain[1]) + r'\d+', name)), None))
+    if not side or not labelled: return None
     training, kind = labelled
-    return (cell.dataset, cell.student, training, int(plain[2] or RECIPES[plain[1]].factor)), kind
+    return (cell.dataset, cell.student, training, int(side)), kind
 
 def _paired(ours, theirs):
     "(mean, half width of the 95 % interval or None, seeds) of the seeds that both cells have; None where there is none."
