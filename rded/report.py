@@ -402,7 +402,7 @@ def draw_choice(gaps):
             for ax, ipc in zip(axes, ipcs): _choice_panel(ax, {key[1:]: gap for key, gap in of.items() if key[0] == ipc}, kinds)
         for ax, ipc in zip(grid[0], ipcs): ax.set_title(f'{ipc} image{"s" * (ipc > 1)} a class', fontsize=10)
         for ax in grid[-1]: ax.set_xticks(range(len(kinds)), [kind.replace(' ', '\n', 1) for kind in kinds], fontsize=8)
-        told = {text: line for ax in grid.ravel() for line, text in zip(*ax.get_legend_handles_labels())}
+        told = {text: line for ax in grid.ravel()[::-1] for line, text in zip(*ax.get_legend_handles_labels())}
         fig.legend([told[text] for text in sorted(told)], sorted(told), loc='outside lower center', ncols=len(told), fontsize=9, frameon=False)
     return fig
 
