@@ -21,7 +21,8 @@ $(SETUP): settings.ini setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-quickstart: export OMP_NUM_THREADS := 1    # as fast where nothing else runs, and not twenty times as slow on a busy machine
+# one thread is as fast where nothing else runs, and not twenty times as slow beside a busy process
+quickstart: export OMP_NUM_THREADS := 1
 quickstart: $(SETUP)
 	mkdir -p out
 	$(BIN)/papermill nbs/tutorials/quickstart.ipynb out/quickstart.ipynb -p out out
