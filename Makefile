@@ -3,7 +3,7 @@
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
 # make bars         `plus` where an observer of reports/observers is good enough to label, so that none is trained; three seeds a cell, four cells at once, what stands is not run again: make bars DATA=../data [MINUTES=25]
-# make gpu          one GPU, a quarter of an hour: the bars, then what is worth most of the tables and does not stand in reports/, four cells at once, then the GPU's speed: make gpu DATA=../data [MINUTES=25] [DEVICES=0,0,0,0]
+# make gpu          one GPU: the bars, then what is worth most of the tables and does not stand in reports/, four cells at once, then the GPU's speed: make gpu DATA=../data [MINUTES=25, of each of the two] [DEVICES=0,0,0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
