@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['ATTEMPTS', 'ALTERATIONS', 'STRONGEST', 'draw_orders', 'apply_orders', 'draw_boxes', 'enlarge', 'draw_tiles',
-           'draw_rectangle', 'draw_beta', 'mix', 'draw_alterations', 'alter', 'Views', 'draw_views', 'apply_views',
-           'epoch_generator', 'batches', 'draw_epoch']
+           'draw_rectangle', 'draw_beta', 'mix', 'SentAhead', 'draw_alterations', 'alter', 'Views', 'draw_views',
+           'apply_views', 'epoch_generator', 'batches', 'draw_epoch']
 
 # %% ../nbs/20_views.ipynb #4d297ad3
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from .mosaic import cell_size, cell_starts, tile, untile
 
@@ -147,6 +149,13 @@ ALTERATIONS = {  # name: how it alters float images [n, 3, S, S] in [0, 1] at a 
     'identity': lambda V, x, s: x}
 STRONGEST = 30
 
+class SentAhead(TorchFunctionMode):
+    "Tensors made of Python's numbers go to a GPU without waiting for the work it has: torchvision makes some for every shear, shift and turn."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        device = (kwargs or {}).get('device')
+        if function is not torch.tensor or device is None or torch.device(device).type == 'cpu': return function(*args, **(kwargs or {}))
+        return function(*args, **{**kwargs, 'device': 'cpu'}).to(device, non_blocking=True)
+
 def draw_alterations(
     n: int,         # images
     count: int,     # operations an image
@@ -169,7 +178,8 @@ def alter(
         before, x = x, x.clone()
         for code in column.unique().tolist():
             rows = (column == code).nonzero().flatten().to(x.device, non_blocking=True)
-            x[rows] = operations[code % 32 // 2](V, before[rows], code // 32 / STRONGEST * (-1 if code % 2 else 1)).clamp(0, 1)
+            with SentAhead() if x.is_cuda else nullcontext():
+                x[rows] = operations[code % 32 // 2](V, before[rows], code // 32 / STRONGEST * (-1 if code % 2 else 1)).clamp(0, 1)
     return x
 
 # %% ../nbs/20_views.ipynb #46aff6be

@@ -59,6 +59,18 @@ def test_views_agree(digits, change):
         assert (off > 0.02).float().mean() < 0.002, f'{change}: {off.max()}'       # posterise and equalise jump where rounding differs
 
 
+def test_views_wait_for_nothing(digits):
+    codes = 32 * 9 + torch.arange(2 * len(views.ALTERATIONS))[:, None]
+    training = replace(RECIPE.training, batch_size=len(codes))
+    seen = replace(next(views.draw_epoch(len(codes), 32, 2, training, seed=3, epoch=1))[1], altered=codes)
+    x = digits[0].batch(range(len(codes)), 32).cuda()
+    views.apply_views(x, seen)
+    try:
+        torch.cuda.set_sync_debug_mode('error')
+        views.apply_views(x, seen)
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+
 @pytest.mark.parametrize('optimizer', recipes.OPTIMIZERS)
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_students_learn_alike(digits, optimizer, precision):
