@@ -98,17 +98,18 @@ def _show(title, facts):
     for k, v in facts.items(): print(f'  {k:14} {printable(v)}')
 
 def observer(args, progress):
-    from rded import datasets, models, recipes
+    from rded import datasets, models, recipes, resume
     from rded.observer import train_observer
     out, device, size = free_file(args.out), models.pick_device(args.device), args.size or models.default_size(args.arch)
     models.build(args.arch, 2, size)        # an unknown name or a size that does not fit is said before the images are read
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, args.dataset or recipes.dataset_of(images.name) or images.name, size)
     training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, precision=models.pick_precision(args.precision, device))
-    net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress)
+    net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out))
     result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info}
     _write(args.json, result)
     models.save(net, out)
+    resume.forget(out)
     _show(str(out), {'network': f'{net.arch}, {net.size} px, {net.num_classes} classes', 'training': training.name,
                      'top-1': f"{net.info['top1']:.2f} % of {len(val)} validation images"})
     return result
@@ -396,7 +397,7 @@ def _fits(recipe, made, name):
     if name and name != own and name in METHODS: raise ValueError(f'--method-name {name}: that is the name of a method of ours, and this set was not made by it: choose another')
 
 def train(args, progress):
-    from rded import datasets, models, pipeline
+    from rded import datasets, models, pipeline, resume
     out, device, recipe = free_file(args.out), models.pick_device(args.device), _protocol(args)
     models.resolve(args.student)
     labels = _labels(args)
@@ -408,11 +409,12 @@ def train(args, progress):
     _check(args, found, val)
     arch = labels.observer['arch'] if labels else found and found.arch
     net, result = pipeline.train_set(made, found, val, args.student, _training(args, made, val, arch, recipe), args.seed, labels=labels, recipe=recipe, batch=args.batch or 512,
-                                     workers=args.workers, device=device, precision=args.precision, command=args.command_line, note=args.note, progress=progress)
+                                     workers=args.workers, device=device, precision=args.precision, command=args.command_line, note=args.note, progress=progress, keep=resume.beside(out))
     result['method'] = args.method_name or result['method']
     _write(args.json, result)
     if ranks.rank(): return None
     models.save(net, out)
+    resume.forget(out)
     _show(str(out), {'student': f'{args.student}, {made.size} px', 'training': f"{result['training']}: {result['updates']} updates",
                      'top-1, top-5': f"{result['top1']:.2f} %, {result['top5']:.2f} % of {result['n']} validation images, last epoch"})
     return result

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import baselines, datasets, models, ranks
+from . import baselines, datasets, models, ranks, resume
 from .distilled import DistilledSet, build, described, stored_bytes, versions
 from .evaluate import evaluate
 from .evidence import look
@@ -109,7 +109,8 @@ def train_set(
     labels=None,           # StoredLabels, FixedLabels or any other, in place of the observer's live ones
     recipe=None,           # Recipe this belongs to; its data set's published numbers are then comparable
     command: str = 'rded.pipeline.train_set', note: str = None,  # told beside the number
-    device: str = 'cpu', batch: int = 512, workers: int = 0, precision: str = 'auto', compiled: bool = False, progress=None, log=None
+    device: str = 'cpu', batch: int = 512, workers: int = 0, precision: str = 'auto', compiled: bool = False, progress=None, log=None,
+    keep=None              # file in which the training keeps where it stands, see `rded.resume`
 ) -> tuple:                # (network, result)
     "Train one student on a set and evaluate it; its network and its result."
     classes, precision = len(distilled.classes), ranks.first(lambda: models.pick_precision(precision, device))
@@ -121,7 +122,7 @@ def train_set(
         return {'top1': found['top1'], 'top5': found['top5']}
     if observer and training.batch_statistics: observer = observer.by_batch_statistics()
     labels = labels or (LiveLabels(observer.in_bfloat16() if precision == 'bfloat16' else observer) if observer else HardLabels(classes))
-    history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress, log)
+    history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress=progress, log=log, keep=keep)
     net.info = {'top1': history.last['top1'], 'trained_on': method_of(distilled), 'seed': seed}
     cell = {'recipe': recipe.name if recipe else 'own', 'dataset': cited(recipe, val) if recipe else val.name, 'data': val.name, 'split': val.split, 'n': len(val),
             'ipc': distilled.ipc or len(distilled) // classes, 'method': method_of(distilled), 'observer': described(getattr(labels, 'observer', None)), 'student': student,
@@ -242,7 +243,8 @@ def train_into(file, recipe, training, seed, images, val, device, workers, log, 
     def trained():
         if file.exists(): return
         log(f'training the observer {recipe.observer} for {training.epochs} epochs')
-        models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device=device, workers=workers, progress=progress), file)
+        models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device=device, workers=workers, progress=progress, keep=resume.beside(file)), file)
+        resume.forget(file)
     ranks.first(trained)
     return _on_every_node(file)
 
@@ -280,6 +282,6 @@ def run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels
     folder = out / 'sets' / f'{recipe.name}-{method}-seed{seed}'
     if not ranks.first(folder.exists): make_and_save(folder, method, recipe, images, eyes, seed, batch=batch, workers=workers, device=device, progress=how['progress'])
     made = DistilledSet.load(_on_every_node(folder))
-    _, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, **how)
-    if not ranks.rank(): write_json(file, found)
+    _, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, keep=resume.beside(file), **how)
+    if not ranks.rank(): write_json(file, found), resume.forget(file)
     return found

@@ -197,7 +197,7 @@ def shared_observer(
     download=False, device='cpu', workers=2, precision='auto', progress=None, seed=0
 ):
     "The file of the recipe's observer, trained first where it is missing; the name of released weights where the recipe has those."
-    from rded import datasets, models
+    from rded import datasets, models, resume
     from rded.observer import train_observer
     if recipe.observer_training is None: return recipe.observer_weights
     file = observer_file(folder, recipe, data, seed)
@@ -205,7 +205,8 @@ def shared_observer(
         if file.exists(): return str(file)
         images, val = (datasets.load(data, split, download) for split in ('train', 'val'))
         training = replace(recipe.observer_training, precision=models.pick_precision(precision, device))
-        models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress), file)
+        models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device, workers, progress, keep=resume.beside(file)), file)
+        resume.forget(file)
     return str(file)
 
 def labeller_of(recipe):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'learning_rate', 'make_optimizer', 'can_be_recorded', 'move_batchnorm', 'moving_average', 'History',
-           'parallel', 'together', 'share_of', 'train_student', 'is_evaluated', 'views_and_targets', 'updating',
-           'train_epoch', 'loss_of', 'step']
+           'parallel', 'together', 'share_of', 'train_student', 'what_it_is', 'is_evaluated', 'views_and_targets',
+           'updating', 'train_epoch', 'loss_of', 'step']
 
 # %% ../nbs/22_student.ipynb #9f5c7a9c
 import math
@@ -18,9 +18,11 @@ from torch import nn
 from torch.optim import swa_utils
 
 from . import ranks
-from .labels import HardLabels, hard_loss, soft_loss
+from .distilled import versions
+from .labels import HardLabels, fingerprint, hard_loss, soft_loss
 from .models import last_linear, pick_precision, reckoning
 from .replay import Replay, set_rate
+from .resume import Resume
 from .views import apply_views, draw_epoch
 
 # %% ../nbs/22_student.ipynb #5e2d7783
@@ -150,7 +152,8 @@ def train_student(
     compiled: bool = False,      # by torch.compile: pays in long runs on a GPU
     recorded: bool = True,       # steps are recorded and replayed where a GPU and the optimiser allow it, see `rded.replay`
     progress=None,           # progress(iterable, label, total)
-    log=None                 # log(row), once an epoch
+    log=None,                # log(row), once an epoch
+    keep=None                # file in which it keeps where it stands, and from which it goes on, see `rded.resume`
 ) -> History:
     "Train a student on views of the distilled images and their labels."
     size = distilled.x.shape[-1]
@@ -165,9 +168,11 @@ def train_student(
     average = moving_average(net, training.average)
     if compiled: student = torch.compile(student)
     update = updating(student, labels, training, optimizer, precision, recorded)
-    epochs = range(training.epochs)
+    kept = Resume(keep, what_it_is(net, distilled, labels, training, seed, device, precision)) if keep and ranks.world() == 1 else Resume(None, {})
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1_000_003 * ranks.rank())  # dropout, where a network has it
+        vars(history).update(kept.load(net, optimizer, average, device))
+        epochs = range(len(history.rows), training.epochs)
         for epoch in progress(epochs, f'training {net.arch}', len(epochs)) if progress else epochs:
             start = time.perf_counter()
             row = train_epoch(student, x, y, distilled.factor, labels, training, optimizer, epoch, seed, history, precision, average, update)
@@ -177,9 +182,17 @@ def train_student(
             if evaluate and is_evaluated(epoch, training): row.update(evaluate(average.module if average else net)), net.train()
             history.rows.append(row)
             if log: log(row)
+            kept.save(vars(history), net, optimizer, average, device)
     if average: net.load_state_dict(average.module.state_dict())
     net.eval()
     return history
+
+def what_it_is(net, distilled, labels, training, seed, device, precision) -> dict:
+    "All that a training's numbers depend on, as JSON can hold it: it goes on only where all of it is the same."
+    eye = getattr(labels, 'observer', None)
+    return {'student': net.arch, 'set': distilled.digest, 'training': {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(training).items()}, 'seed': seed,
+            'labels': labels.name, 'by': eye if isinstance(eye, dict) else getattr(eye, 'sha256', None), 'recorded': fingerprint(labels.meta) if labels.kind == 'stored' else None,
+            'device': torch.device(device).type, 'precision': precision, 'versions': versions()}
 
 def is_evaluated(epoch, training) -> bool:
     "The last epoch always; before it, every so many in the last part of training (the published code: six times)."

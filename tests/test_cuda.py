@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rded import cli, datasets, labels, models, pipeline, recipes, student, views
+from rded import cli, datasets, labels, models, pipeline, recipes, resume, student, views
 from rded.evaluate import evaluate
 from rded.files import read_json
 from rded.observer import get_observer, train_observer
@@ -96,6 +96,19 @@ def test_recorded_steps_are_the_steps(digits, observer_file, optimizer, change, 
         losses.append([r['loss'] for r in history.rows]), weights.append(torch.cat([p.detach().flatten() for p in net.body.parameters()]))
     assert losses[1] == pytest.approx(losses[0], rel=0.03), losses
     assert (weights[0] - weights[1]).norm() < 0.1 * (weights[0] - torch.cat([p.detach().flatten() for p in models.build('conv3', 10, RECIPE.size, seed=0).body.parameters()]).cuda()).norm()
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_a_recorded_training_goes_on_where_it_was_killed(digits, observer_file, optimizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(resume.Resume.__init__, '__defaults__', (0,))
+    made, training = pipeline.make_set('random-images', RECIPE, digits[0], None, 0), replace(RECIPE.training, epochs=8, batch_size=20, optimizer=optimizer, stretch=1.0)
+    def trained(keep=None, stop=None):
+        def log(row):
+            if row['epoch'] == stop: raise KeyboardInterrupt
+        return student.train_student(models.build('conv3', 10, RECIPE.size, seed=0), made, labels.LiveLabels(eyes_on('cuda', observer_file, digits)), training, device='cuda', log=log, keep=keep)
+    with pytest.raises(KeyboardInterrupt): trained(tmp_path / 'kept', 5)
+    again, whole = trained(tmp_path / 'kept'), trained()
+    assert [r['epoch'] for r in again.rows] == list(range(1, 9)) and [r['loss'] for r in again.rows] == pytest.approx([r['loss'] for r in whole.rows], rel=0.03)
 
 
 def test_what_cannot_be_recorded_is_done_the_usual_way():
