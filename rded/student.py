@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'learning_rate', 'make_optimizer', 'can_be_recorded', 'move_batchnorm', 'moving_average', 'History',
-           'parallel', 'together', 'share_of', 'train_student', 'what_it_is', 'is_evaluated', 'views_and_targets',
-           'updating', 'train_epoch', 'loss_of', 'step']
+           'parallel', 'together', 'share_of', 'train_student', 'check_fit', 'what_it_is', 'is_evaluated',
+           'views_and_targets', 'updating', 'train_epoch', 'loss_of', 'step']
 
 # %% ../nbs/22_student.ipynb #9f5c7a9c
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -100,6 +101,15 @@ class History:
     warm_up: float = 0.0                      # seconds of the first epoch where the student is compiled, else 0
     precision: str = 'float32'                # of the arithmetic
 
+    @contextmanager
+    def timing(self, warm_up):
+        "Count the seconds of a block, apart where it is the first epoch of a compiled student."
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        if warm_up: self.warm_up = spent
+        else: self.seconds += spent
+
     @property
     def evaluated(self): return [r for r in self.rows if 'top1' in r]
 
@@ -156,9 +166,7 @@ def train_student(
     keep=None                # file in which it keeps where it stands, and from which it goes on, see `rded.resume`
 ) -> History:
     "Train a student on views of the distilled images and their labels."
-    size = distilled.x.shape[-1]
-    if net.size != size: raise ValueError(f'the student {net.arch} looks at {net.size} px images, the distilled set has {size} px: build it for {size}')
-    if hasattr(labels, 'check'): labels.check(distilled, training, seed)
+    check_fit(net, distilled, labels, training, seed)
     net.to(device).train()
     move_batchnorm(net, training.bn_updates)
     precision = pick_precision(precision, device)
@@ -174,11 +182,7 @@ def train_student(
         vars(history).update(kept.load(net, optimizer, average, device))
         epochs = range(len(history.rows), training.epochs)
         for epoch in progress(epochs, f'training {net.arch}', len(epochs)) if progress else epochs:
-            start = time.perf_counter()
-            row = train_epoch(student, x, y, distilled.factor, labels, training, optimizer, epoch, seed, history, precision, average, update)
-            spent = time.perf_counter() - start
-            if compiled and not epoch: history.warm_up = spent
-            else: history.seconds += spent
+            with history.timing(compiled and not epoch): row = train_epoch(student, x, y, distilled.factor, labels, training, optimizer, epoch, seed, history, precision, average, update)
             if evaluate and is_evaluated(epoch, training): row.update(evaluate(average.module if average else net)), net.train()
             history.rows.append(row)
             if log: log(row)
@@ -186,6 +190,12 @@ def train_student(
     if average: net.load_state_dict(average.module.state_dict())
     net.eval()
     return history
+
+def check_fit(net, distilled, labels, training, seed):
+    "ValueError where the student is built for another size than the set's, or the labels are another set's or training's."
+    size = distilled.x.shape[-1]
+    if net.size != size: raise ValueError(f'the student {net.arch} looks at {net.size} px images, the distilled set has {size} px: build it for {size}')
+    if hasattr(labels, 'check'): labels.check(distilled, training, seed)
 
 def what_it_is(net, distilled, labels, training, seed, device, precision) -> dict:
     "All that a training's numbers depend on, as JSON can hold it: it goes on only where all of it is the same."
