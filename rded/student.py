@@ -176,7 +176,7 @@ def train_student(
     average = moving_average(net, training.average)
     if compiled: student = torch.compile(student)
     update = updating(student, labels, training, optimizer, precision, recorded)
-    kept = Resume(keep, what_it_is(net, distilled, labels, training, seed, device, precision)) if keep and ranks.world() == 1 else Resume(None, {})
+    kept = Resume(keep, what_it_is(net, distilled, labels, training, seed, device, precision) if keep else {}, together=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1_000_003 * ranks.rank())  # dropout, where a network has it
         vars(history).update(kept.load(net, optimizer, average, device))

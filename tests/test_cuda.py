@@ -100,7 +100,7 @@ def test_recorded_steps_are_the_steps(digits, observer_file, optimizer, change, 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
 def test_a_recorded_training_goes_on_where_it_was_killed(digits, observer_file, optimizer, monkeypatch, tmp_path):
-    monkeypatch.setattr(resume.Resume.__init__, '__defaults__', (0,))
+    monkeypatch.setattr(resume, 'EVERY', 0)
     made, training = pipeline.make_set('random-images', RECIPE, digits[0], None, 0), replace(RECIPE.training, epochs=8, batch_size=20, optimizer=optimizer, stretch=1.0)
     def trained(keep=None, stop=None):
         def log(row):

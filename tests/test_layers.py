@@ -10,11 +10,11 @@ import pytest
 import rded
 
 ROOT = Path(rded.__file__).parent
-BASE = ('files images datasets shards models replay resume observer ranks patches select mosaic score distilled export evidence views labels student evaluate fair '
+BASE = ('files images datasets shards models replay ranks resume observer patches select mosaic score distilled export evidence views labels student evaluate fair '
         'vinformation baselines sre2l recipes pipeline').split()
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
-    'replay': '', 'observer': 'files datasets models replay resume', 'resume': 'files', 'ranks': '', 'patches': '', 'select': '', 'mosaic': '',
+    'replay': '', 'observer': 'files datasets models replay resume', 'ranks': '', 'resume': 'files ranks', 'patches': '', 'select': '', 'mosaic': '',
     'score': 'files images datasets models observer ranks patches select mosaic', 'distilled': 'files images datasets patches mosaic',
     'export': 'files images distilled',
     'evidence': 'images models mosaic patches',

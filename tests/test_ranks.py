@@ -224,6 +224,30 @@ def test_the_command_trains_with_all_ranks_and_says_so(place, by_two_ranks):
     assert models.load(str(place / 'student.safetensors')).info['top1'] == result['top1']
 
 
+MORTAL = """
+from rded import resume, student
+epoch_of, resume.EVERY, begun = student.train_epoch, 0, []
+def mortal(net, x, y, factor, labels, training, optimizer, epoch, *rest):
+    if not begun: print('begins with epoch', epoch, flush=True)
+    begun.append(epoch)
+    if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and ranks.rank() == DIES and epoch == 2: os.kill(os.getpid(), signal.SIGKILL)
+    return epoch_of(net, x, y, factor, labels, training, optimizer, epoch, *rest)
+student.train_epoch = mortal
+"""
+
+
+def test_ranks_that_train_go_on_where_one_was_killed(place, alone, tmp_path):
+    def trained(name, dies):
+        path = script(tmp_path, name, MORTAL.replace('DIES', str(dies)))
+        status, told, said = torchrun(2, path, 'train', '--distilled', str(place / 'alone'), '--observer', str(place / 'eyes.safetensors'), '--no-check', '--student', 'conv3', '--val', str(place / 'data'),
+                                      '--epochs', '4', '--batch-size', '10', '--device', 'cpu', '--out', str(tmp_path / f'{name}.safetensors'), restarts=1)
+        assert status == 0, said
+        return (tmp_path / f'{name}.safetensors').read_bytes(), [int(line.split()[-1]) for line in told.splitlines() if line.startswith('begins')]
+    whole, starts = trained('whole', -1)
+    again, later = trained('killed', 1)
+    assert starts == [0] and later == [0, 2] and again == whole and not list(tmp_path.glob('.*'))
+
+
 def test_real_images_too(tmp_path, cifar10_root):
     models.save(models.build('conv3', 10, 32, datasets.load(cifar10_root, 'train').classes), tmp_path / 'eyes.safetensors')
     argv = ['distill', '--data', str(cifar10_root), '--observer', str(tmp_path / 'eyes.safetensors'), '--no-check', '--ipc', '1', '--preselect', '70', '--device', 'cpu', '--out']
