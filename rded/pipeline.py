@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'resu
            'the_observer', 'the_labeller', 'finished', 'run_cell']
 
 # %% ../nbs/41_pipeline.ipynb #0ff9a3f8
+import os
 import platform
 import subprocess
 import sys
@@ -171,18 +172,17 @@ def environment(device) -> dict:
 
 def processor() -> str:
     "Name and number of the processors."
-    import os
     names = [line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
     return f'{names[0] if names else platform.machine()}, {os.cpu_count()} cores'
 
 @cache
 def commit():
-    "The commit of the code that runs, as it stood when it was first asked for; None outside a repository; '+' where it was changed since."
+    "The commit of the code that runs, as it stood when it was first asked for; '+' where it was changed since. Outside a repository, as in a container, what RDED_COMMIT says, or None."
     here = Path(__file__).parent if '__file__' in globals() else Path()
     git = lambda *words: subprocess.run(['git', *words], cwd=here, capture_output=True, text=True)
     try: head, changed = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--', '.')
-    except OSError: return None
-    return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else None
+    except OSError: return os.environ.get('RDED_COMMIT')
+    return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else os.environ.get('RDED_COMMIT')
 
 # %% ../nbs/41_pipeline.ipynb #f4eeb7ac
 def run(

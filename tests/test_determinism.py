@@ -1,9 +1,15 @@
 """The same seed gives the same bytes, however the work is split; another seed does not."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import naive
-from rded import datasets, distilled, models, observer, score
+from rded import datasets, distilled, models, observer, pipeline, score
 
 
 def convnet(images):
@@ -140,3 +146,11 @@ def test_the_stream_that_feeds_a_gpu_changes_no_byte(as_files, how):
     torch.set_num_threads(1)
     try: assert manifest(as_files, eyes, device=Elsewhere('cpu'), **how) == expected
     finally: torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('told', [None, '0123456789ab'])
+def test_outside_a_repository_the_commit_is_what_one_is_told(told, tmp_path):
+    shutil.copytree(Path(pipeline.__file__).parent, tmp_path / 'rded')
+    env = {k: v for k, v in os.environ.items() if k not in ('RDED_COMMIT', 'PYTHONPATH')} | ({'RDED_COMMIT': told} if told else {}) | {'GIT_CEILING_DIRECTORIES': str(tmp_path.parent)}
+    found = subprocess.run([sys.executable, '-c', 'from rded import pipeline; print(pipeline.__file__, pipeline.commit())'], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert found == [str(tmp_path / 'rded' / 'pipeline.py'), str(told)]
