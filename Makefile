@@ -81,8 +81,8 @@ DEVICES ?= 0,0
 gpu: bars
 	mkdir -p runs/reproduce/results
 	for f in reports/results/*-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
-	$(BIN)/rded reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
-	$(BIN)/rded bench gpu --out runs/reproduce/results
+	$(RDED) reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
+	$(RDED) bench gpu --out runs/reproduce/results
 
 bench: $(SETUP)
 	$(BIN)/rded bench $(STAGE) $(if $(DATA),--data $(DATA)) $(if $(OBSERVER),--observer $(OBSERVER)) --out reports/results
