@@ -475,6 +475,8 @@ def everything(
     "Try faults on commands. To be called in a process of its own, which has computed nothing yet."
     for module in ('cli', 'pipeline', 'labels', 'export', 'prepare', 'report', 'evaluate', 'distilled'): importlib.import_module(f'rded.{module}')
     import sklearn.datasets, torchvision.datasets, matplotlib.pyplot    # noqa: once, for all attempts
+    from rded import resume
+    resume.EVERY = 0    # a training keeps where it stands after every epoch, not once a minute
     rows, left_out = [], {}
     faults = list(faults or [*FAULTS, SMALL_DISK])
     if SMALL_DISK in faults and not may_mount(): left_out[SMALL_DISK] = 'this user may not mount a file system'

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork') or not os.path.isdir('/p
 
 @pytest.fixture(scope='module')
 def found():
-    return faults.own_process(commands=['distill', 'relabel', 'export manifest', 'prepare', 'report', 'info'], times=2)
+    return faults.own_process(commands=['distill', 'relabel', 'train', 'export manifest', 'prepare', 'report', 'info'], times=2)
 
 
 def test_every_fault_is_survived(found):

@@ -23,7 +23,7 @@ MAY = {
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files replay observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan', 'faults']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
-    'damage': ' '.join(BASE + ['cli']), 'faults': 'files datasets images pipeline cli', '__main__': 'cli', '_modidx': ''}
+    'damage': ' '.join(BASE + ['cli']), 'faults': 'files datasets images resume pipeline cli', '__main__': 'cli', '_modidx': ''}
 LIGHT = ('files', 'ranks', 'recipes', 'report', 'cli')
 
 
