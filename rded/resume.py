@@ -65,7 +65,7 @@ class Resume:
         try:
             tensors, kept = load_tensors(self.path)
             if kept.get('about') != self.about: return {}
-            if kept['digest'] != digest_of(tensors, kept['told']): raise ValueError('some of it is not what was written')
+            if kept['digest'] != digest_of(tensors, kept['optimizer'], kept['told']): raise ValueError('some of it is not what was written')
             part = lambda name: {k.split(':', 1)[1]: v for k, v in tensors.items() if k.startswith(f'{name}:')}
             net.load_state_dict(part('net'))
             if average: average.load_state_dict(part('average'))
@@ -83,15 +83,15 @@ class Resume:
         if not (self.together and ranks.rank()): self._write({f'{name}:{k}': v.cpu() for name, part in parts.items() for k, v in part.items()}, plain, told)
 
     def _write(self, tensors, plain, told):
-        try: save_tensors(self.path, tensors, {'about': self.about, 'optimizer': plain, 'told': told, 'digest': digest_of(tensors, told)})
+        try: save_tensors(self.path, tensors, {'about': self.about, 'optimizer': plain, 'told': told, 'digest': digest_of(tensors, plain, told)})
         except (ValueError, OSError) as why:
             warnings.warn(f'where the training stands cannot be kept, and if it is stopped it begins anew: {why}')
             self.every = float('inf')
         self.last = time.monotonic()
 
-def digest_of(tensors, told) -> str:
-    "16 hexadecimal digits of all values of the tensors, whatever their memory order, and of what was told: a file whose bits have rotted is not gone on from."
-    return digest64(json.dumps([told, [[k, digest64(tensors[k].contiguous().flatten().view(torch.uint8).numpy().tobytes())] for k in sorted(tensors)]]).encode())
+def digest_of(tensors, plain, told) -> str:
+    "16 hexadecimal digits of all values of the tensors, whatever their memory order, of the optimiser's plain ones and of what was told: a file whose bits have rotted is not gone on from."
+    return digest64(json.dumps([told, plain, [[k, digest64(tensors[k].contiguous().flatten().view(torch.uint8).numpy().tobytes())] for k in sorted(tensors)]]).encode())
 
 def beside(path) -> Path:
     "The hidden file beside a result in which its training keeps where it stands."

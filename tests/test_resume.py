@@ -126,3 +126,12 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, capsys):
     assert cli.main(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--epochs', '1', '--out', str(tmp_path / 'eye.safetensors'), '--quiet']) == 2
     [said] = capsys.readouterr().err.splitlines()
     assert 'damaged' in said and 'remove it' in said and not (tmp_path / 'eye.safetensors').exists()
+
+
+def test_a_changed_mark_of_the_optimiser_is_refused(made, every_epoch, tmp_path):
+    keep = tmp_path / 'x.safetensors'
+    a_student(made, keep=keep, stop=3, optimizer='muon')
+    written = keep.read_bytes()
+    assert written.count(mark := b'use_muon\\": true') > 1
+    keep.write_bytes(written.replace(mark, b'use_muon\\": null', 1))
+    with pytest.raises(ValueError, match='damaged'): a_student(made, keep=keep, optimizer='muon')
