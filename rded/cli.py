@@ -603,7 +603,7 @@ SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
-TRAININGS = ('paper', 'plus')     # recipes', without its imports
+TRAININGS = ('paper', 'plus', 'long')     # recipes', without its imports
 BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan', 'faults')     # bench's, without its imports
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
@@ -655,7 +655,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--out': dict(required=True, help='FILE.safetensors')}),
     'evaluate': (evaluate, 'measure a network on the validation images', {
         '--model': dict(required=True, help='a file, or a name with weights'), '--data': dict(required=True, help=DATA), '--size': dict(type=PIXELS, help='pixels')}),
-    'recipes': (recipes, 'list the recipes, or show one', {'name': dict(nargs='?', metavar='NAME', help='one of them; NAME-plus has the plus training and its own labeller')}),
+    'recipes': (recipes, 'list the recipes, or show one', {'name': dict(nargs='?', metavar='NAME', help='one of them; NAME-plus and NAME-long have that training and its own labeller')}),
     'run': (run, 'run a recipe: distill, train and evaluate, seed by seed', {
         'recipe': dict(metavar='RECIPE'), '--data': dict(help="DATA; the recipe's own unless told"), '--observer': dict(help=OBSERVER + '; trained where none is given'),
         '--labeller': dict(metavar='O', help='labels in place of the observer, which then scores alone; several, separated by commas, by their mean logits'),

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .files import Log, atomic_file, check_same, locked, read_json, write_json
-from .recipes import DATASETS, LABELS, TRAININGS, cell, changed, citable, dataset_of, observer_training, plain_name, plus, published, recovery_of, stated, tiny
+from .recipes import DATASETS, LABELS, ROWS, TRAININGS, cell, changed, citable, dataset_of, observer_training, plain_name, plus, published, recovery_of, stated, tiny
 from .report import Stat, cells, difference, duration, markdown, read_results, stat, verdict
 
 # %% ../nbs/44_reproduce.ipynb #da4d1dff
@@ -100,7 +100,7 @@ def recipe_of(
     small=False,    # the same code on a few digits
     epochs=0,       # of the student; 0: the recipe's own
     observer_epochs=0, # of an observer that is trained; 0: the recipe's own
-    training='paper',  # 'plus' adds to the recipe's name
+    training='paper',  # 'plus' and 'long' add to the recipe's name
     **values,       # of the cell's parameters
 ):
     "The recipe of one cell."
@@ -108,7 +108,7 @@ def recipe_of(
     made = table_of(table).recipe(small, **values)
     eyes = made.observer_training and changed(made.observer_training, epochs=observer_epochs or None)
     made = replace(made, observer_training=eyes)
-    made = stated(plus(made) if training == 'plus' else made)
+    made = stated(plus(made, training) if training in ROWS else made)
     return replace(made, training=changed(made.training, epochs=epochs or None))
 
 CITED = {'rded': 'RDED', 'sre2l': 'SRe2L'}
