@@ -2,7 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
-# make bars         `plus` where no setting was tried, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images]
+# make bars         `plus` and `long` where no setting was tried, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images]
 # make gpu          one GPU: the bars, then what is worth most of the tables and does not stand in reports/, then the GPU's speed: make gpu DATA=../data [MINUTES=25, of each of the two] [DEVICES=0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
@@ -41,40 +41,40 @@ TABLE ?= main_table
 reproduce: $(SETUP)
 	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
 
-# `plus` where no setting was tried. An observer that is not in reports/observers is trained, once; a cell is one seed, and what stands in reports/results is left out
+# `plus` and `long` where no setting was tried. An observer that is not in reports/observers is trained, once; a cell is one seed, and what stands in reports/results is left out
 MINUTES ?= 25
 AT_ONCE ?= 2
 METHOD ?= rded
 RDED := $(BIN)/python -m rded
 EYES := reports/observers
-$(foreach a,10 20,runs/bars/observers/cifar10-resnet18-$(a)epochs.safetensors): runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
+runs/bars/observers/cifar10-resnet18-20epochs.safetensors: runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --epochs $* --out $@ --workers 4 --quiet
 $(foreach a,33 67,runs/bars/observers/imagenette-resnet18-$(a)epochs.safetensors): runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
 
 define CELL
-cells += $(foreach seed,0 1 2,$(1)-plus-$(METHOD)-seed$(seed).json)
-runs/bars/results/$(1)-plus-$(METHOD)-seed%.json: | $(3) $(4)
-	$(RDED) run $(1)-plus --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(METHOD) --seeds $$* --out runs/bars --workers 4 --quiet $(MORE)
+cells += $(foreach seed,0 1 2,$(1)-$(METHOD)-seed$(seed).json)
+runs/bars/results/$(1)-$(METHOD)-seed%.json: | $(3) $(4)
+	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(METHOD) --seeds $$* --out runs/bars --workers 4 --quiet $(MORE)
 endef
 # $(call CELL,recipe,data set,who scores,who labels), in order of worth
 conv5 = $(EYES)/imagenette2-160-conv5-128px-$(1)epochs-seed0.safetensors
 resnet18 = runs/bars/observers/$(1)epochs.safetensors
-$(eval $(call CELL,imagenette-resnet18-ipc10,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
-$(eval $(call CELL,cifar10-resnet18-ipc10,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
-$(eval $(call CELL,imagenette-resnet18-ipc1,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
-$(eval $(call CELL,imagenette-conv5-ipc50,imagenette2-160,$(call conv5,8),$(call conv5,67)))
-$(eval $(call CELL,imagenette-resnet18-ipc50,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-67)))
-$(eval $(call CELL,cifar10-resnet18-ipc50,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
-$(eval $(call CELL,cifar10-resnet18-ipc1,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
-$(eval $(call CELL,imagenette-conv5-ipc1,imagenette2-160,$(call conv5,8),$(call conv5,8)))
-$(eval $(call CELL,imagenette-conv5-ipc10,imagenette2-160,$(call conv5,8),$(call conv5,8)))
+$(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
+$(eval $(call CELL,imagenette-conv5-ipc50-long,imagenette2-160,$(call conv5,8),$(call conv5,67)))
+$(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-67)))
+$(eval $(call CELL,cifar10-resnet18-ipc50-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
+$(eval $(call CELL,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
+$(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
+$(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
+$(eval $(call CELL,imagenette-conv5-ipc1-plus,imagenette2-160,$(call conv5,8),$(call conv5,8)))
+$(eval $(call CELL,imagenette-conv5-ipc10-plus,imagenette2-160,$(call conv5,8),$(call conv5,8)))
 .PHONY: cells
 cells: $(foreach cell,$(cells),$(if $(wildcard reports/results/$(cell)),,runs/bars/results/$(cell)))
 bars: $(SETUP)
 	mkdir -p runs/bars/results runs/bars/observers
 	-timeout $(MINUTES)m sh -c '$(MAKE) -k -j $(AT_ONCE) cells || $(MAKE) -k -j $(AT_ONCE) cells'    # a training that died of the GPU is tried once more
-	for f in reports/results/*-plus-*.json; do test ! -e $$f -o -e runs/bars/results/$${f##*/} || cp $$f runs/bars/results/; done
+	for f in reports/results/*-plus-*.json reports/results/*-long-*.json; do test ! -e $$f -o -e runs/bars/results/$${f##*/} || cp $$f runs/bars/results/; done
 	$(RDED) report --results runs/bars/results --out runs/bars/report
 
 DEVICES ?= 0,0

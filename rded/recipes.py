@@ -147,7 +147,7 @@ def stated(recipe):
 # %% ../nbs/40_recipes.ipynb #d82b6107
 @dataclass(frozen=True)
 class Plus:
-    "How `plus` differs from `paper` for sets of one size."
+    "How `plus` or `long` differs from `paper` for sets of one size."
     labeller_share: float   # epochs of the observer that labels, as a share of the scoring observer's; with a whole schedule
     epochs: int             # of the student; the paper's from 1000 classes on
     min_scale: float        # smallest crop
@@ -156,7 +156,7 @@ class Plus:
     optimizer: str = 'muon'
 
 PLUS = {1: Plus(1 / 9, 2000, 0.25, 1, 2), 10: Plus(1 / 3, 1000, 0.25, 1 / 2, 1), 50: Plus(2 / 3, 400, 0.5, 1 / 4, 0)}
-LONG = {1: PLUS[1], 10: replace(PLUS[10], labeller_share=2 / 3, epochs=2000), 50: replace(PLUS[50], epochs=800)}
+LONG = {1: replace(PLUS[1], labeller_share=1 / 3, epochs=4000), 10: replace(PLUS[10], labeller_share=2 / 3, epochs=2000), 50: replace(PLUS[50], epochs=800)}
 ROWS = {'plus': PLUS, 'long': LONG}
 
 def row_of(name, ipc): return ROWS[name][max(k for k in ROWS[name] if k <= ipc)]

@@ -18,9 +18,10 @@ TINY = 'cifar10-conv3-ipc1-tiny-plus'
 
 
 @pytest.mark.parametrize('name', [n for n in recipes.RECIPES if not n.endswith('-tiny')])
-def test_every_recipe_has_a_plus_variant(name):
-    paper, plus = recipes.get(name), recipes.get(f'{name}-plus')
-    assert (plus.name, plus.training.name) == (f'{name}-plus', 'plus') and plus.labeller_epochs and paper.labeller_epochs == 0
+@pytest.mark.parametrize('training', recipes.ROWS)
+def test_every_recipe_has_a_plus_and_a_long_variant(name, training):
+    paper, plus = recipes.get(name), recipes.get(f'{name}-{training}')
+    assert (plus.name, plus.training.name) == (f'{name}-{training}', training) and plus.labeller_epochs and paper.labeller_epochs == 0
     assert plus.training.batch_size <= paper.training.batch_size and plus.training.lr == paper.training.lr and (plus.training.notes == ()) == (paper.dataset == 'CIFAR-10' and paper.student == 'conv3')
     same = ('data', 'dataset', 'size', 'ipc', 'factor', 'observer', 'student', 'observer_training', 'observer_weights', 'preselect', 'crops')
     assert all(getattr(plus, k) == getattr(paper, k) for k in same)                       # the images are the paper's
@@ -114,8 +115,9 @@ def bars():
 
 
 def test_make_bars_asks_for_three_seeds_of_every_cell(bars):
-    seeds = Counter((c.recipe, *c.seeds) for c in bars[1])
-    assert seeds == {(f'{cell}-ipc{ipc}-plus', seed): 1 for cell in ('cifar10-resnet18', 'imagenette-resnet18', 'imagenette-conv5') for ipc in (1, 10, 50) for seed in (0, 1, 2)}
+    seeds, long = Counter((c.recipe, *c.seeds) for c in bars[1]), ('cifar10-resnet18-ipc10', 'cifar10-resnet18-ipc50', 'imagenette-conv5-ipc50')
+    cells = [f'{cell}-ipc{ipc}' for cell in ('cifar10-resnet18', 'imagenette-resnet18', 'imagenette-conv5') for ipc in (1, 10, 50)]
+    assert seeds == {(f"{cell}-{'long' if cell in long else 'plus'}", seed): 1 for cell in cells for seed in (0, 1, 2)}
 
 
 def test_make_bars_trains_or_holds_the_observers_of_its_cells(bars):
