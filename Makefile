@@ -3,7 +3,7 @@
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
 # make bars         `plus` and `long` where no setting was tried, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images]
-# make gpu          one GPU: the bars, then what is worth most of the tables and does not stand in reports/, then the GPU's speed: make gpu DATA=../data [MINUTES=25, of each of the two] [DEVICES=0,0]
+# make gpu          one GPU: the bars, then what is worth most of the tables (ResNet-18's, plus's and long's that stand in reports/ are left out), then the GPU's speed: make gpu DATA=../data [MINUTES=25, of each of the two] [DEVICES=0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
 # make export       notebooks -> rded/*.py, outputs cleaned
@@ -69,6 +69,7 @@ $(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18
 $(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
 $(eval $(call CELL,imagenette-conv5-ipc1-plus,imagenette2-160,$(call conv5,8),$(call conv5,8)))
 $(eval $(call CELL,imagenette-conv5-ipc10-plus,imagenette2-160,$(call conv5,8),$(call conv5,8)))
+$(eval $(call CELL,imagenette-conv5-ipc50-plus,imagenette2-160,$(call conv5,8),$(call conv5,67)))
 .PHONY: cells
 cells: $(foreach cell,$(cells),$(if $(wildcard reports/results/$(cell)),,runs/bars/results/$(cell)))
 bars: $(SETUP)

@@ -209,7 +209,7 @@ class ImageSet(Sequence):
         sizes = sorted({img.size[::-1] for _, img in samples}, key=lambda s: (s[0] * s[1], s))
         if not sizes: return 'none of the images looked at can be read'
         ends = [f'{h}×{w}' for h, w in dict.fromkeys((sizes[0], sizes[-1]))]
-        return f'{" to ".join(ends)} pixels ({len(samples)} looked at), decoded when asked for'
+        return f'{" to ".join(ends)} pixels ({len(samples)} images looked at), decoded when asked for'
 
     def _facts(self, samples):
         counts, names = self.counts(), self.names

@@ -115,7 +115,7 @@ class Rates:
     png: float           # bytes a pixel stored
     patch_bytes: float   # of the manifest, a patch
     entry_bytes: float   # of the manifest, an image without its patches
-    packed: float        # share of the manifest that xz leaves
+    packed: float        # share of the manifest that xz leaves; of the small run: a long one keeps less (0.18 in 14_distilled)
     memory_mb: float     # of the program, the observer and a small run, MB
     listed_bytes: float  # of memory for an image found
     held_bytes: float    # of memory for one that a scan of shards keeps
