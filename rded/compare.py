@@ -93,9 +93,7 @@ class Comparison:
         if not path.exists():
             pipeline.make_set(cell.method, cell.recipe, self.images, scorer, cell.seed, workers=self.workers, device=self.device, progress=self.progress).save(path)
         made = DistilledSet.load(path)
-        by = made.manifest.get('observer')
-        check_same(path, dict(method=made.manifest['method'], ipc=made.ipc, size=made.size, seed=made.manifest['seed'], observer=by and by['sha256']),
-                dict(method=cell.method, ipc=cell.recipe.ipc, size=cell.recipe.size, seed=cell.seed, observer=by and scorer.sha256))
+        pipeline.check_set(path, made, cell.method, cell.recipe, cell.seed, self.images, scorer)
         return made
 
     def result(self, cell, scorer=None, observer=None):

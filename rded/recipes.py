@@ -8,10 +8,10 @@ __all__ = ['TILES', 'LOSSES', 'OPTIMIZERS', 'MIXES', 'LABELS', 'RATES', 'BATCHES
            'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES', 'Training', 'plain_name', 'learning_rate', 'batch_size',
            'paper_training', 'changed', 'stated', 'Plus', 'row_of', 'plus_training', 'ObserverTraining',
            'observer_training', 'Recovery', 'recovery_of', 'Published', 'published_rows', 'published', 'PublishedCost',
-           'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of', 'cell', 'tiny', 'plus', 'get']
+           'Recipe', 'citable', 'Data', 'paper_factor', 'dataset_of', 'form_of', 'cell', 'tiny', 'plus', 'get']
 
 # %% ../nbs/40_recipes.ipynb #937b0d85
-import csv, difflib
+import csv, difflib, re
 from math import isfinite
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
@@ -402,6 +402,10 @@ def dataset_of(name):
     "The citable name of data that people call 'CIFAR100', 'tiny-imagenet-200' or 'torchvision:Imagenette'; None for anything else."
     plain = lambda text: ''.join(c for c in text.split(':')[-1].lower() if c.isalnum())
     return next((cite for cite, d in DATASETS.items() if plain(name) in (plain(cite), d.key, plain(d.data))), None)
+
+def form_of(name):
+    "The same for a folder that holds one of its forms, fast.ai's or smaller: 'imagenette2-160' and 'imagenette-fastai' are ImageNette."
+    return dataset_of(name) or dataset_of(re.sub(r'(2?(-(160|320))?)?(-fastai)?$', '', name))
 
 # %% ../nbs/40_recipes.ipynb #a43216fc
 def cell(
