@@ -164,9 +164,11 @@ def row_of(name, ipc): return ROWS[name][max(k for k in ROWS[name] if k <= ipc)]
 def plus_training(student, ipc, classes, dataset=None, n=None, observer=None, name='plus'):
     "The `plus` or `long` training of a student: the published one of this cell but for the values of its row; evaluated once, at its end."
     paper, row = paper_training(student, ipc, classes, dataset, n, observer), row_of(name, ipc)
-    known = dataset == 'CIFAR-10' and plain_name(student) == 'conv3'
-    return replace(paper, name=name, epochs=row.epochs if classes < 1000 else paper.epochs, batch_size=max(1, round(row.batch_share * paper.batch_size)), min_scale=row.min_scale,
-                   optimizer=row.optimizer, randaugment=row.randaugment, evaluate_from=1.0, notes=paper.notes + (() if known else (f'the values of {name} were chosen on CIFAR-10 with Conv-3: here they are an expectation',)))
+    known = dataset == 'CIFAR-10' and plain_name(student) == 'conv3' and ipc in ROWS[name]
+    batch = max(1, round(row.batch_share * paper.batch_size))
+    notes = tuple(n.replace(f': {paper.batch_size}, from', f': {batch}, from') for n in paper.notes) + (() if known else (f'the values of {name} were chosen on CIFAR-10 with Conv-3 at {", ".join(map(str, ROWS[name]))} images a class: here they are an expectation',))
+    return replace(paper, name=name, epochs=row.epochs if classes < 1000 else paper.epochs, batch_size=batch, min_scale=row.min_scale,
+                   optimizer=row.optimizer, randaugment=row.randaugment, evaluate_from=1.0, notes=notes)
 
 TRAININGS = {'paper': paper_training, **{name: partial(plus_training, name=name) for name in ROWS}}
 

@@ -145,7 +145,7 @@ class Cell:
         if self.results[0]['observer'] is None or (self.method, self.training) != ('rded', 'paper'): return None
         if r is None: return self._elsewhere()
         ours = (self.dataset, self.ipc) == (r.dataset, r.ipc)
-        return published(dataset=r.dataset, ipc=r.ipc, observer=citable(r.observer), student=citable(self.student)) if ours else None
+        return published(dataset=r.dataset, ipc=r.ipc, observer=citable(self.observer.get('arch') or r.observer), student=citable(self.student)) if ours else None
     @property
     def told(self):
         "The method's name in a table; our own SRe2L is called reproduced where it stands within three points of what was published for this cell, and nothing is claimed from it elsewhere."
@@ -665,7 +665,7 @@ Top-1 and top-5 are percentages on the whole validation set after the **last** e
 
 def main_cells(table):
     "How much of the paper's main table has results, in words; nothing where none of it has."
-    run = {(c.dataset, c.ipc, citable(c.student)) for c in table if c.published}
+    run = {(c.dataset, c.ipc, citable(c.student)) for c in table if c.published and c.recipe in RECIPES}
     names = [name for name, r in RECIPES.items() if r.published and (r.dataset, r.ipc, citable(r.student)) not in run]
     return f"{len(run)} of the {len(run) + len(names)} cells of the paper's main table have results here; the others were not run.\n\n" if run else ''
 

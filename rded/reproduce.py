@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'CITED', 'USUAL', 'GMACS', 'TRAIN_IMAGES', 'RATES',
            'SMALLEST', 'PAIRED', 'FIRST', 'ESSENTIALS', 'OF_RECIPES', 'Table', 'cite', 'table_of', 'recipe_of',
-           'published_for', 'Job', 'result_file', 'stands', 'data_for', 'observer_file', 'shared_observer',
+           'published_for', 'observer_file', 'Job', 'result_file', 'stands', 'data_for', 'shared_observer',
            'labeller_of', 'observers_of', 'run_recipe', 'command_of', 'rows', 'selected', 'sources', 'notebook_of',
            'parameters_of', 'check_parameters', 'passes', 'observer_work', 'making_work', 'missing_observers',
            'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'Part', 'essentials',
@@ -17,9 +17,9 @@ from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from .files import Log, atomic_file, check_same, locked, read_json, write_json
-from .recipes import DATASETS, LABELS, ROWS, TRAININGS, cell, changed, citable, dataset_of, observer_training, plain_name, plus, published, recovery_of, stated, tiny
-from .report import Stat, cells, difference, duration, markdown, read_results, stat, verdict
+from .files import Log, atomic_file, check_same, locked, read_json, writable, write_json
+from .recipes import DATASETS, LABELS, ROWS, TRAININGS, cell, changed, citable, dataset_of, form_of, observer_training, plain_name, plus, published, recovery_of, stated, tiny
+from .report import Stat, baseline, cells, difference, duration, markdown, read_results, stat, verdict
 
 # %% ../nbs/44_reproduce.ipynb #da4d1dff
 @dataclass(frozen=True)
@@ -121,6 +121,15 @@ def published_for(table, recipe, method='rded'):
         if found: return found
 
 # %% ../nbs/44_reproduce.ipynb #24f5b806
+def observer_file(folder, recipe, data, seed=0):
+    "Where the observer of a recipe on these data is kept; None for released weights."
+    t = recipe.observer_training
+    if t is None: return None
+    slug = lambda text: re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+    base = os.path.basename(os.path.realpath(data)) if os.path.isdir(data) else data
+    few = f'-{t.images_per_class}images' if t.images_per_class else ''
+    return Path(folder, f'{slug(base)}-{slug(recipe.observer)}-{recipe.size}px-{t.epochs}epochs{few}-seed{seed}.safetensors')
+
 @dataclass(frozen=True)
 class Job:
     "One cell of a table: a run of its notebook."
@@ -131,6 +140,7 @@ class Job:
     seeds: tuple
     data: str = None    # DATA; None where none was found
     settings: dict = field(default_factory=dict)  # of the notebook, beside those of all jobs
+    given: str = ''     # the observer that was named for it, a file or a name
 
     @property
     def labels(self): return self.values.get('labels') or (self.values['value'] if self.values.get('axis') == 'labels' else 'region')
@@ -141,9 +151,16 @@ class Job:
         "The results it makes, in the order in which it makes them."
         return [result_file(out, self.recipe, m, s, self.labels) for s in self.seeds for m in self.methods]
 
+    @property
+    def labelled_by(self):
+        "The name of the observer that scores and labels; None where another one labels, nobody does, or its name is not known beforehand."
+        if self.labels == 'hard' or self.recipe.labeller_epochs: return None
+        file = self.given or observer_file('', self.recipe, self.data or self.recipe.data)
+        return file and Path(file).name
+
     def left(self, out):
         "(method, seed) of the results that are not there; `ValueError` for one that is there and is of other settings."
-        return [(m, s) for s in self.seeds for m in self.methods if not stands(result_file(out, self.recipe, m, s, self.labels), self.recipe, self.labels)]
+        return [(m, s) for s in self.seeds for m in self.methods if not stands(result_file(out, self.recipe, m, s, self.labels), self)]
 
     def notebook(self, out):
         "Its executed notebook."
@@ -156,18 +173,21 @@ class Job:
 def result_file(out, recipe, method, seed, labels='region'):
     return Path(out, 'results', f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json')
 
-def stands(file, recipe, labels='region'):
-    "Whether a result of this recipe is in `file`; `ValueError` where it is of another one."
+def stands(file, job):
+    "Whether a result of this job is in `file`; `ValueError` where it is of another recipe, data set or observer. One that somebody trained elsewhere, under a name of his own, may stand for ours."
     if not file.exists(): return False
-    found = read_json(file)
-    check_same(file, found, {'recipe': recipe.name, 'training': recipe.training.name + LABELS[labels][1], 'ipc': recipe.ipc, 'student': recipe.student})
+    found, r, by = read_json(file), job.recipe, job.labelled_by
+    name, plain = (found.get('observer') or {}).get('name'), lambda name: re.sub(r'-\d+epochs', '', name)
+    asked = {'recipe': r.name, 'training': r.training.name + LABELS[job.labels][1], 'ipc': r.ipc, 'student': r.student}
+    if found.get('data') and os.path.isdir(job.data or ''): asked['data'] = os.path.basename(os.path.realpath(job.data))
+    if by and name and (job.given or plain(by) == plain(name)): asked['observer'] = by
+    check_same(file, {**found, 'observer': name}, asked)
     return True
 
 # %% ../nbs/44_reproduce.ipynb #97ebffe9
 def _like(name, dataset):
     "2 for a folder that is called as the data set, 1 for one of its other forms (fast.ai's, or smaller), else 0."
-    if dataset_of(name) == dataset: return 2
-    return int(dataset_of(re.sub(r'(2?(-(160|320))?)?(-fastai)?$', '', name)) == dataset)
+    return 2 if dataset_of(name) == dataset else int(form_of(name) == dataset)
 
 def data_for(recipe, root, download=False):
     "DATA for a recipe under the folder `root`; None where there is none. `ValueError` where two folders would do."
@@ -182,15 +202,6 @@ def data_for(recipe, root, download=False):
     return best[0] if best else recipe.data if download and recipe.data.startswith('torchvision:') else None
 
 # %% ../nbs/44_reproduce.ipynb #c6e69c0c
-def observer_file(folder, recipe, data, seed=0):
-    "Where the observer of a recipe on these data is kept; None for released weights."
-    t = recipe.observer_training
-    if t is None: return None
-    slug = lambda text: re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
-    base = os.path.basename(os.path.realpath(data)) if os.path.isdir(data) else data
-    few = f'-{t.images_per_class}images' if t.images_per_class else ''
-    return Path(folder, f'{slug(base)}-{slug(recipe.observer)}-{recipe.size}px-{t.epochs}epochs{few}-seed{seed}.safetensors')
-
 def shared_observer(
     recipe, data,
     folder,             # of the observers
@@ -201,6 +212,7 @@ def shared_observer(
     from rded.observer import train_observer
     if recipe.observer_training is None: return recipe.observer_weights
     file = observer_file(folder, recipe, data, seed)
+    if file.exists(): return str(file)      # as in a folder that is not ours to write to
     with locked(file.with_suffix('.lock')):
         if file.exists(): return str(file)
         images, val = (datasets.load(data, split, download) for split in ('train', 'val'))
@@ -265,8 +277,9 @@ def rows(
 def _row(table, values, recipe, found, method):
     labels = Job(table, values, recipe, (), ()).labels
     training = recipe.training.name + LABELS[labels][1]
-    mine = [c for c in found if (c.recipe, c.training) == (recipe.name, training)]
+    mine = sorted((c for c in found if (c.recipe, c.training) == (recipe.name, training)), key=lambda c: -len(c.results))     # of several observers the one that most seeds have
     ours, random = (next((c for c in mine if c.method == m), None) for m in (method, 'random-images'))
+    if ours and ours is not random: random = baseline(ours, mine)
     theirs, top1 = published_for(table, recipe, method) if labels == 'region' else None, ours and ours.top1
     shown = {k: cite(v) if k in ('teacher', 'student') else f'digits for {v}' if k == 'dataset' and recipe.data == 'digits' else v for k, v in values.items()}
     return {**shown, 'ours, last epoch': top1, 'published': theirs,
@@ -446,7 +459,7 @@ def _of_recipes(settings): return {k: v for k, v in settings.items() if k in OF_
 def _jobs_of_part(part, root, small, download, settings):
     told = {**_of_recipes(settings), **_of_recipes(part.settings)}
     jobs = plan(part.table, root, part.only, part.seeds, part.methods, small, download=download, **told)
-    return [replace(job, settings=part.settings) for job in sorted(jobs, key=lambda job: [part.only[k].index(job.values[k]) for k in part.only])]
+    return [replace(job, settings=part.settings, given=settings.get('observer') or '') for job in sorted(jobs, key=lambda job: [part.only[k].index(job.values[k]) for k in part.only])]
 
 def essentials(root=None, only=None, small=False, settings=None, download=False, parts=ESSENTIALS):
     "The jobs of the parts, in their order; one whose results others before it make is left out."
@@ -460,7 +473,8 @@ def essentials(root=None, only=None, small=False, settings=None, download=False,
 
 def jobs_of(table, root=None, only=None, seeds=None, methods=None, small=False, settings=None, download=False):
     "The jobs of a table, or the essentials, which have seeds and methods of their own."
-    if table != 'essentials': return plan(table, root, only, seeds or (0, 1, 2), methods or USUAL, small, download=download, **_of_recipes(settings or {}))
+    given = (settings or {}).get('observer') or ''
+    if table != 'essentials': return [replace(j, given=given) for j in plan(table, root, only, seeds or (0, 1, 2), methods or USUAL, small, download=download, **_of_recipes(settings or {}))]
     if seeds or methods: raise ValueError(f'--{"seeds" if seeds else "methods"}: essentials has its own: leave it out, choose cells by --only, or run a table')
     return essentials(root, only, small, settings, download)
 
@@ -571,19 +585,28 @@ class Runner:
     def _note(self, job, answer, amount, device):
         with self.lock:
             (self.done if answer['ok'] else self.failed).append((job, answer))
-            self.record.append({'cell': job.name, 'table': job.table, 'device': 'cpu' if device == 'cpu' else 'cuda', 'work': round(amount, 3), **{k: answer.get(k) for k in ('ok', 'seconds', 'error')}})
-            rate, _ = rate_of(self.record, 'cpu' if device == 'cpu' else 'cuda')
-            left = self.amount(*self.jobs) / rate / len(self.devices)
+            self._write_down({'cell': job.name, 'table': job.table, 'device': 'cpu' if device == 'cpu' else 'cuda', 'work': round(amount, 3), **{k: answer.get(k) for k in ('ok', 'seconds', 'error')}})
+            left = self.amount(*self.jobs) / self._rate('cpu' if device == 'cpu' else 'cuda') / len(self.devices)
             how = f'done in {duration(answer["seconds"])}' if answer['ok'] else f'FAILED: {answer["error"]}'
             rest = self.total - len(self.done) - len(self.failed)
             self.log(f'[{self.total - rest} of {self.total}] {job.name}: {how}' + (f'; about {duration(left)} left' if self.jobs else f'; {rest} still running' if rest else ''))
+
+    def _write_down(self, record):
+        "How long a cell took; later plans reckon with it, and nothing else does."
+        try: self.record.append(record)
+        except (OSError, ValueError) as error: self.log(f'rded: warning: {error}: how long {record["cell"]} took is not noted')
+
+    def _rate(self, kind):
+        try: return rate_of(self.record, kind)[0]
+        except (OSError, ValueError): return RATES[kind]
 
     def _loop(self, device):
         while (taken := self.take()) and not self.stop:
             job, alone = taken
             try: self.one(job, device)
             except Exception as error: self._note(job, {'ok': False, 'seconds': 0, 'error': f'{type(error).__name__}: {error}'}, 0, device)
-            with self.lock: self.training.remove(alone), self.lock.notify_all()
+            finally:
+                with self.lock: self.training.remove(alone), self.lock.notify_all()
 
     def run(self):
         "Do all jobs; on an interruption end the workers."
@@ -658,6 +681,7 @@ def reproduce(
     settings = {**({'tiny': True} if small else {'tiny': False}), 'download': download, **(settings or {})}
     check_ready(table, settings)
     jobs = jobs_of(table, root, only, seeds, methods, small, settings, download)
+    writable(out)
     todo, blocked = _unfinished(jobs, out, log)
     stood = len(jobs) - len(todo) - len(blocked)
     log(f'{table}: {len(jobs)} cells, {stood} stand, {len(todo)} to do on {", ".join(map(str, devices))}')

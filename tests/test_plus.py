@@ -44,6 +44,12 @@ def test_a_run_trains_its_labellers_once_and_labels_with_them(name, tmp_path, ca
     assert len(hard) == 2 and all(r['observer'] is None for r in hard)
 
 
+def test_sizes_between_the_rows_say_so():
+    told = lambda ipc: recipes.TRAININGS['plus']('conv3', ipc, 10, 'CIFAR-10')
+    assert told(10).notes == () and told(20).batch_size == 25 and '25, from IPC 10, is our choice' in told(20).notes[0]
+    assert 'at 1, 10, 50 images a class: here they are an expectation' in told(5).notes[-1]
+
+
 def test_hard_labels_train_no_labeller(tmp_path):
     pipeline.run(TINY, 'digits', out=tmp_path, methods=['rded'], labels='hard', log=lambda text: None)
     assert list(tmp_path.glob('labeller-*')) == []
@@ -117,7 +123,8 @@ def bars():
 def test_make_bars_asks_for_three_seeds_of_every_cell(bars):
     seeds, long = Counter((c.recipe, *c.seeds) for c in bars[1]), ('cifar10-resnet18-ipc10', 'cifar10-resnet18-ipc50', 'imagenette-conv5-ipc50')
     cells = [f'{cell}-ipc{ipc}' for cell in ('cifar10-resnet18', 'imagenette-resnet18', 'imagenette-conv5') for ipc in (1, 10, 50)]
-    assert seeds == {(f"{cell}-{'long' if cell in long else 'plus'}", seed): 1 for cell in cells for seed in (0, 1, 2)}
+    asked = [*(f"{cell}-{'long' if cell in long else 'plus'}" for cell in cells), 'imagenette-conv5-ipc50-plus']     # the last stands in a table beside its `long`
+    assert seeds == {(cell, seed): 1 for cell in asked for seed in (0, 1, 2)}
 
 
 def test_make_bars_trains_or_holds_the_observers_of_its_cells(bars):

@@ -159,6 +159,12 @@ def test_our_sre2l_is_reproduced_cell_by_cell(ipc, top1, change, told):
     assert found.told == f'sre2l (ours, {told})' and report.run_row(found.results[0])['method'] == 'sre2l (ours)'
 
 
+def test_a_number_was_published_for_one_observer():
+    told = {**RESULT, 'recipe': 'cifar10-conv3-ipc10', 'dataset': 'CIFAR-10', 'ipc': 10, 'student': 'conv3', 'training': 'paper', 'method': 'rded', 'file': 'a.json'}
+    by = lambda arch: report.cells([{**told, 'observer': {**RESULT['observer'], 'arch': arch}}])[0].published
+    assert by('conv3').top1 == 50.2 and by('resnet18_modified') is None
+
+
 def test_a_cell_with_changed_training_is_not_the_papers_cell():
     rows = lambda **change: report.paper_rows(report.cells([{**RESULT, 'file': 'a.json', **change}]))
     assert rows()[1]['ConvNet'].startswith('51.00 (1), reproduced') and rows(training='paper, epochs 30') == []

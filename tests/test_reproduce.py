@@ -1,6 +1,7 @@
 """The runner of the tables: what stands is not done again, what fails is kept and said, and SIGKILL loses no finished result."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -336,6 +337,42 @@ def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
     finish(fake, only={'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, seeds=[0])
     job = reproduce.plan('main_table', fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0], ['rded'], epochs=7)[0]
     with pytest.raises(ValueError, match='holds the result of another run .training paper, now paper, epochs 7.: choose another --out'): job.missing(fake / 'out')
+
+
+@pytest.mark.parametrize('told, change, words', [
+    ({}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, 'observer cifar10-conv3-32px-1epochs-seed0.safetensors, now cifar10-conv3-32px-18epochs-seed0.safetensors'),
+    ({'observer_epochs': 4}, {'observer': 'cifar10-conv3-32px-18epochs-seed0.safetensors'}, 'now cifar10-conv3-32px-4epochs-seed0.safetensors'),
+    ({'observer': 'mine.safetensors'}, {'observer': 'yours.safetensors'}, 'observer yours.safetensors, now mine.safetensors'),
+    ({}, {'data': 'cifar10-noisy'}, 'data cifar10-noisy, now cifar10'),
+    ({}, {'observer': 'yours.safetensors'}, None), ({'training': 'plus'}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, None)])
+def test_a_result_of_another_observer_or_other_data_is_not_taken_for_ours(fake, told, change, words):
+    [job] = reproduce.jobs_of('main_table', fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0], ['rded'], settings=told)
+    name = change.get('observer', 'cifar10-conv3-32px-18epochs-seed0.safetensors')
+    found = {'recipe': job.recipe.name, 'training': job.recipe.training.name, 'ipc': 1, 'student': 'conv3', 'data': change.get('data', 'cifar10'), 'observer': {'name': name, 'sha256': 'a' * 64}}
+    reproduce.write_json(job.files(fake)[0], found)
+    if words is None: assert job.missing(fake) == []
+    else:
+        with pytest.raises(ValueError, match=re.escape(words)): job.missing(fake)
+
+
+def test_random_images_in_a_row_were_labelled_by_the_same_observer(tmp_path):
+    (tmp_path / 'results').mkdir()
+    recipe = reproduce.recipe_of('main_table', dataset='CIFAR-10', network='convnet', ipc=10)
+    for method, observer, seeds, top1 in (('rded', 'weak', (0,), 40.0), ('rded', 'strong', (1, 2), 55.0), ('random-images', 'weak', (0,), 39.0)):
+        for seed in seeds:
+            told = {'format': 'rded-result-1', 'recipe': recipe.name, 'dataset': 'CIFAR-10', 'split': 'val', 'n': 10, 'ipc': 10, 'method': method, 'observer': {'name': observer, 'sha256': observer[0] * 64, 'top1': 80.0}, 'student': recipe.student,
+                    'training': 'paper', 'seed': seed, 'top1': top1, 'top5': 90.0, 'best_top1': top1, 'updates': 1, 'images_seen': 1, 'seconds': 1.0, 'peak_memory_mb': None, 'bytes': {'images': 1, 'labels': 0, 'observer': 0},
+                    'curve': [{'epoch': 300, 'top1': top1}], 'command': 'x', 'environment': {}, 'commit': None}
+            reproduce.write_json(tmp_path / 'results' / f'{method}-{seed}.json', told)
+    [row] = reproduce.rows('main_table', tmp_path, only={'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [10]})
+    assert (row['ours, last epoch'].mean, row['ours, last epoch'].n, row['random images']) == (55.0, 2, None)
+
+
+def test_a_log_that_cannot_be_written_costs_no_cell(fake):
+    (fake / 'out').mkdir()
+    (fake / 'out' / 'runs.jsonl').mkdir()
+    said, out = finish(fake, seeds=[0])
+    assert len(said['done']) == 2 and said['failed'] == [] and out.count('is not noted') == 2
 
 
 def test_dry_run_says_the_plan_and_makes_nothing(fake, capsys):
