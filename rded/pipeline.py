@@ -209,7 +209,6 @@ def run(
 ) -> list:                      # results, one a cell
     "Run a recipe for every method and seed; finished cells are skipped, so that it can be stopped and started again."
     recipe, out = stated(get(recipe) if isinstance(recipe, str) else recipe), Path(out)
-    ranks.first(lambda: writable(out / 'results'))
     for method in methods:
         if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     if labels not in LABELS: raise ValueError(f'unknown labels {labels!r}: choose from {", ".join(LABELS)}')
@@ -218,13 +217,14 @@ def run(
     images, val = datasets.load(data, 'train', download, drawn=kept, progress=progress), datasets.load(data, 'val', download)
     if len(images.classes) != recipe.classes: raise ValueError(f'recipe {recipe.name} is for {recipe.classes} classes, {images.name} has {len(images.classes)}: choose another recipe, or use `rded distill`')
     val = val.in_memory(recipe.size, workers) if val.x is None or val.x.shape[-1] != recipe.size else val
+    ranks.first(lambda: writable(out / 'results'))
     eyes = the_observer(recipe, images, val, observer, out, check, device, workers, log, progress)
     teacher = eyes if labels == 'hard' else the_labeller(recipe, images, val, labeller, eyes, out, check, device, workers, log, progress)
     results = []
     for seed in seeds:
         for method in methods:
             file = out / 'results' / f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json'
-            with nullcontext() if ranks.rank() else locked(file.with_name(f'.{file.name}.lock')):     # another process may do the same cell
+            with nullcontext() if ranks.rank() else locked(out / '.locks' / file.stem):     # another process may do the same cell
                 results.append(ranks.first(lambda: finished(file, recipe, eyes, teacher, val, labels)) or
                                run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers,
                                         dict(precision=precision, command=command, note=note, progress=progress)))
