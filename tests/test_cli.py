@@ -102,6 +102,24 @@ def test_methods_are_the_pipelines():
     assert set(cli.METHODS) == set(pipeline.METHODS)
 
 
+def test_sets_of_one_size_are_cropped_alike_or_their_trainings_are_named(made, data, tmp_path, monkeypatch, capsys):
+    "Without a recipe, too, a stitched set and whole images are shown the same; a set of an unusual factor is not, and its training says so."
+    from rded import pipeline
+    seen = []
+    def caught(distilled, observer, val, student, training, *more, **how): seen.append((training.name, training.min_scale)); raise ValueError('caught')
+    monkeypatch.setattr(pipeline, 'train_set', caught)
+    for method, size, factor in (('random-mosaics', 128, None), ('random-images', 128, None), ('random-mosaics', 16, 2), ('random-images', 16, None)):
+        out = tmp_path / f'{method}-{size}'
+        assert main(['distill', '--data', str(data), '--method', method, '--size', str(size), '--ipc', '1', '--out', str(out), '--quiet', *(['--factor', str(factor)] if factor else [])]) == 0
+        assert main(['train', '--distilled', str(out), '--hard', '--student', 'conv3', '--val', str(data), '--out', str(tmp_path / 's.safetensors')]) == 2
+    assert main(['train', '--distilled', str(out), '--hard', '--student', 'conv3', '--min-scale', '0.5', '--val', str(data), '--out', str(tmp_path / 's.safetensors')]) == 2
+    assert seen == [('paper', 0.5), ('paper', 0.5), ('paper, min scale 0.5', 0.5), ('paper', 1.0), ('paper, min scale 0.5', 0.5)]
+    argv = ['relabel', '--distilled', tmp_path / 'random-mosaics-16', '--epochs', '1', '--observer', observer_of(NAMES, tmp_path / 'o.safetensors'), '--no-check', '--quiet']
+    for k, (more, scale) in enumerate([([], 0.5), (['--min-scale', '1'], 1.0)]):
+        assert main([str(a) for a in (*argv, *more, '--out', tmp_path / f'labels{k}')]) == 0
+        assert json.loads((tmp_path / f'labels{k}' / 'labels.json').read_text())['training']['min_scale'] == scale
+
+
 def test_batch_and_workers_change_no_byte(made, tmp_path, capsys):
     for name, more in (('a', ['--batch', '7', '--workers', '0']), ('b', ['--batch', '999', '--workers', '3'])):
         assert main(['distill', '--data', 'digits', '--observer', str(made / 'observer.safetensors'), '--ipc', '2', '--preselect', '6', '--crops', '2',
@@ -283,6 +301,7 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['train', '--distilled', 'SET', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], '--hard'),
     (['train', '--distilled', 'SET', '--hard', '--observer', 'OBS', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], 'one of them'),
     (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--training', 'best', '--out', 's.safetensors'], "'best'"),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--min-scale', 'nan', '--out', 's.safetensors'], "'nan': give a number above 0"),
     (['distill', '--data', 'nowhere', '--observer', 'nobody', '--ipc', '1', '--out', 'SET'], 'exists and is not empty'),      # before any work
     (['train', '--distilled', 'nowhere', '--hard', '--student', 'conv3', '--val', 'nowhere', '--out', 'OBS'], 'exists'),
     (['recipes', '--device', 'tpu'], "'tpu'"), (['recipes', '--seed', '-1'], 'give 0 or more'), (['recipes', '--json', '.'], 'is a folder'),
