@@ -155,6 +155,21 @@ def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):
     assert told[0] == told[1] > 50
 
 
+def test_evaluate_goes_by_position_where_asked(made, tmp_path, capsys):
+    from rded import models
+    net = models.load(made / 'observer.safetensors')
+    net.classes = [f'number {c}' for c in range(10)]
+    models.save(net, tmp_path / 'renamed.safetensors')
+    argv = ['evaluate', '--data', 'digits', '--json', str(tmp_path / 'e.json'), '--model']
+    top1 = lambda *more: (main([*argv, *map(str, more)]), json.loads((tmp_path / 'e.json').read_text())['top1'])
+    assert '--no-check' in refused(capsys, tmp_path, *argv, tmp_path / 'renamed.safetensors')
+    assert top1(tmp_path / 'renamed.safetensors', '--no-check') == top1(made / 'observer.safetensors') and top1(made / 'observer.safetensors')[0] == 0
+
+
+def test_an_observers_data_set_is_known_however_it_is_written():
+    assert [cli._citable(name) for name in ('cifar10', 'CIFAR-10', 'tiny-imagenet-200', 'Digits', 'ImageNet-10')] == ['CIFAR-10', 'CIFAR-10', 'Tiny-ImageNet', 'digits', 'ImageNet-10']
+
+
 def test_recipes(capsys, tmp_path):
     assert main(['recipes', '--json', str(tmp_path / 'all.json')]) == 0 and len(capsys.readouterr().out.splitlines()) == 127
     assert main(['recipes', 'cifar10-conv3-ipc10', '--json', str(tmp_path / 'one.json')]) == 0
@@ -304,6 +319,18 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--min-scale', 'nan', '--out', 's.safetensors'], "'nan': give a number above 0"),
     (['distill', '--data', 'nowhere', '--observer', 'nobody', '--ipc', '1', '--out', 'SET'], 'exists and is not empty'),      # before any work
     (['train', '--distilled', 'nowhere', '--hard', '--student', 'conv3', '--val', 'nowhere', '--out', 'OBS'], 'exists'),
+    (['distill', '--data', 'digits', '--method', 'random-images', '--size', '16', '--ipc', '1', '--jpeg', '5', '--out', 'x'], '--jpeg 5: it is for --method rded'),
+    (['train', '--recipe', 'digits-conv3-ipc10', '--training', 'plus', '--distilled', 'SET', '--hard', '--val', 'digits', '--out', 's.safetensors'], '--training plus: --recipe digits-conv3-ipc10 says'),
+    (['relabel', '--recipe', 'digits-conv3-ipc10', '--training', 'plus', '--distilled', 'SET', '--observer', 'OBS', '--epochs', '1', '--out', 'l'], '--training plus: --recipe digits-conv3-ipc10 says'),
+    (['observer', '--data', 'digits', '--dataset', 'cifar11', '--arch', 'conv3', '--size', '16', '--out', 'net.safetensors'], "'cifar11': choose from CIFAR-10"),
+    (['reproduce', 'main_table', '--tiny', '--seed=1'], '--seed does nothing here'), (['reproduce', 'main_table', '--tiny', '--batch', '3'], '--batch does nothing here'),
+    (['bench', 'scan', '--device', 'cuda', '--out', 'b'], '--device'),
+    (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '1', '--out', 'x', '--json', 'x/a.json'], '--json x/a.json would stand where --out x shall'),
+    (['rebuild', '--manifest', 'SET/rded.json', '--data', 'digits', '--out', './x', '--json', 'x/sub/a.json'], 'would stand where --out ./x shall'),
+    (['export', '--distilled', 'SET', '--format', 'webdataset', '--out', 'x', '--json', 'x/a.json'], 'would stand where --out x shall'),
+    (['observer', '--data', 'digits', '--arch', 'conv3', '--out', 'x.safetensors', '--json', 'x.safetensors'], 'would stand where --out x.safetensors shall'),
+    (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '1', '--seed', '4294967296', '--out', 'x'], '4294967296: give 4294967295 at most'),
+    (['run', 'digits-conv3-ipc10', '--seeds', '0,9223372036854775808', '--out', 'x'], '9223372036854775808: give 4294967295 at most'),
     (['recipes', '--device', 'tpu'], "'tpu'"), (['recipes', '--seed', '-1'], 'give 0 or more'), (['recipes', '--json', '.'], 'is a folder'),
     (['info', 'OBS'], 'observer.safetensors'), (['distil'], "'distil'"), (['report', '--results', 'DATA', '--out', 'x'], 'holds no result'), ([], 'COMMAND')])
 def test_one_line(argv, words, capsys, made, tmp_path, monkeypatch):
