@@ -155,6 +155,7 @@ def _recipe(args, images, size, arch):
 
 def distill(args, progress):
     from rded import datasets, models, pipeline
+    from rded.select import check_strategy
     out, device = free_folder(args.out), models.pick_device(args.device)
     if args.method not in RANDOM and not args.observer: raise ValueError(f'--method {args.method} needs --observer: a file, or a timm or torchvision name')
     if not (args.size or args.observer): raise ValueError(f'--method {args.method} needs --size: there is no observer to take it from')
@@ -163,6 +164,7 @@ def distill(args, progress):
     if args.size: _recipe(args, images, args.size, 'none')
     found = _observer(args, images, args.size, device) if args.observer else None
     recipe = _recipe(args, images, args.size or found.size, found.arch if found else 'none')
+    check_strategy(args.selection if args.method == 'rded' else args.method, sum(min(n, args.preselect) for n in images.counts()), len(found.nets) if found else 0)
     _check(args, found, images)
     made = pipeline.make_and_save(out, args.method, recipe, images, found, args.seed, lambda made: _write(args.json, _described(made, out)),
                                   batch=args.batch or 1024, workers=args.workers, device=device, progress=progress)

@@ -170,6 +170,16 @@ def test_an_observers_data_set_is_known_however_it_is_written():
     assert [cli._citable(name) for name in ('cifar10', 'CIFAR-10', 'tiny-imagenet-200', 'Digits', 'ImageNet-10')] == ['CIFAR-10', 'CIFAR-10', 'Tiny-ImageNet', 'digits', 'ImageNet-10']
 
 
+@pytest.mark.parametrize('choice', [['--selection', 'disagreement'], ['--method', 'disagreement'], ['--selection', 'predictive'], ['--method', 'predictive']])
+def test_a_strategy_that_cannot_choose_is_refused_before_scoring(choice, made, tmp_path, monkeypatch, capsys):
+    from rded import pipeline, select
+    def worked(*_, **__): raise AssertionError('scored')
+    monkeypatch.setattr(pipeline, 'make_and_save', worked)
+    monkeypatch.setattr(select, 'TOGETHER_AT_MOST', 59)
+    said = refused(capsys, tmp_path, 'distill', '--data', 'digits', '--observer', made / 'observer.safetensors', '--ipc', '1', '--preselect', '6', *choice, '--out', tmp_path / 'x')
+    assert ('give two or more' if 'disagreement' in choice else 'all 60 candidates at once, 59 at most') in said
+
+
 def test_recipes(capsys, tmp_path):
     assert main(['recipes', '--json', str(tmp_path / 'all.json')]) == 0 and len(capsys.readouterr().out.splitlines()) == 127
     assert main(['recipes', 'cifar10-conv3-ipc10', '--json', str(tmp_path / 'one.json')]) == 0
