@@ -550,18 +550,25 @@ def _faults(args):
     print(f"{Path(args.out, 'faults.json')}: {sum(r['tried'] for r in found['rows'])} tried, {wrong} went wrong")
     return found
 
+def _rates(args):
+    "Rates from their file where there is one and no --data, else measured now."
+    from rded.plan import Rates, measure
+    if args.rates and Path(args.rates).exists() and not args.data:
+        if args.observer: raise ValueError(f'--observer {args.observer}: the rates in {args.rates} are read, not measured: name the network with --arch, or measure with --data')
+        return Rates.load(args.rates)
+    rates = measure(args.data, args.observer, args.arch, args.size, args.factor, args.crops, args.measure_ipc, args.measure_preselect, turns=3 if args.data else 1)
+    if args.rates: rates.save(args.rates)
+    return rates
+
 def plan(args, progress):
-    from rded.plan import Rates, Where, Work, cost, flops_of, measure
+    from rded.plan import Where, Work, cost, flops_of, network
     where = Where(args.cores, args.gpus, args.network, args.gpu_peak, args.gpu_share)
     task = dict(images=args.images, classes=args.classes, ipc=args.ipc, preselect=args.preselect, crops=args.crops, factor=args.factor, size=args.size, layout=args.layout, cached=args.cached, check=not args.no_check)
     told = {k: v for k, v in (('image_bytes', args.image_bytes), ('image_mpx', args.image_pixels and args.image_pixels / 1e6)) if v is not None}
     Work(**task, **told)                                   # what cannot be is said before anything is measured
-    if args.rates and Path(args.rates).exists() and not args.data: rates = Rates.load(args.rates)
-    else:
-        rates = measure(args.data, args.observer, args.arch, args.size, args.factor, args.crops, args.measure_ipc, args.measure_preselect, turns=3 if args.data else 1)
-        if args.rates: rates.save(args.rates)
+    rates = _rates(args)
     if args.data: told = {'image_bytes': rates.image_bytes, 'image_mpx': rates.image_mpx, **told}
-    flops = None if args.arch in rates.about.get('observer', '') or args.observer else flops_of(args.arch, args.size)
+    flops = None if args.observer or network(rates) == args.arch else flops_of(args.arch, args.size)
     found = cost(Work(**task, **told, flops=flops), rates, where)
     print(found)
     return found.as_dict()
@@ -734,7 +741,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--images': dict(required=True, type=amount, metavar='N', help='of the training split, as 300e6'), '--classes': dict(required=True, type=amount, metavar='C'), '--ipc': dict(required=True, type=amount, metavar='K', help='images per class'),
         '--preselect': dict(type=amount, default=300, help='images drawn of each class (300)'), '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'),
         '--factor': dict(type=whole(1), default=2, help='an image is F × F patches (2)'), '--size': dict(type=PIXELS, default=224, help='pixels (224)'),
-        '--arch': dict(default='resnet18', help='the observer, by name (resnet18)'), '--observer': dict(help='a trained one, which tells how many crops are judged again'),
+        '--arch': dict(default='resnet18', help='the observer, by name (resnet18)'), '--observer': dict(help='a trained one to measure with, which tells how many crops are judged again'),
         '--data': dict(help='measure the rates on these images; pieces of two photographs unless told'), '--rates': dict(metavar='FILE', help='measured rates: read where it exists (and no --data is given), else written'),
         '--measure-preselect': dict(type=whole(1), metavar='M', help='images drawn of each class while measuring; about 200 in all unless told'), '--measure-ipc': dict(type=whole(1), default=1, metavar='K', help='and images per class that come out (1)'),
         '--image-bytes': dict(type=amount, help="bytes of a source file; 110e3, or what --data's have, unless told"), '--image-pixels': dict(type=amount, help="pixels of a source image; 200e3, or what --data's have, unless told"),

@@ -326,6 +326,7 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['train', '--distilled', 'SET', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], '--hard'),
     (['train', '--distilled', 'SET', '--hard', '--observer', 'OBS', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], 'one of them'),
     (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--training', 'best', '--out', 's.safetensors'], "'best'"),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'resnet18', '--val', 'digits', '--batch-size', '1', '--out', 's.safetensors'], 'the BatchNorm of resnet18 needs two images at a time'),
     (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--min-scale', 'nan', '--out', 's.safetensors'], "'nan': give a number above 0"),
     (['distill', '--data', 'nowhere', '--observer', 'nobody', '--ipc', '1', '--out', 'SET'], 'exists and is not empty'),      # before any work
     (['train', '--distilled', 'nowhere', '--hard', '--student', 'conv3', '--val', 'nowhere', '--out', 'OBS'], 'exists'),
