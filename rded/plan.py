@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'FORMAT', 'NEVER_ZERO', 'BASES', 'RANDOM', 'SAMPLE', 'AGAIN', 'AXES', 'Work', 'Rates', 'Where', 'worst',
            'Row', 'row_bytes', 'side_by_side', 'disk_of', 'memory_of', 'size_of', 'Plan', 'notes', 'cost', 'timed',
            'listing_rates', 'header_rates', 'forget', 'reading_rates', 'split', 'image_rates', 'observer_rates',
-           'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'flops_of', 'growth']
+           'staged', 'run_rates', 'begin', 'starting_rates', 'measure', 'observed', 'network', 'flops_of', 'growth']
 
 # %% ../nbs/46_plan.ipynb #e6d45911
 import json
@@ -613,10 +613,15 @@ def _about(images, eyes, photos, observer, arch, preselect, ipc):
     from rded.models import pick_precision
     from datetime import datetime, timezone
     return {**pipeline.environment('cpu'), 'precision': pick_precision('auto', 'cpu'), 'images': 'pieces of two photographs' if photos else f'{images.name} ({len(images)} images)',
-            'observer': eyes.name if observer else f'{arch} {RANDOM}', 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
+            'observer': eyes.name if observer else f'{arch} {RANDOM}', 'arch': eyes.arch if observer else arch, 'small run': {'preselect': preselect, 'ipc': ipc}, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': pipeline.commit()}
 
 # %% ../nbs/46_plan.ipynb #4184d2ff
 AXES = {'images': [10 ** k for k in range(4, 10)], 'classes': [10, 100, 1000, 10_000], 'ipc': [1, 3, 10, 30, 75], 'gpus': [1, 2, 4, 8, 16, 32, 64]}
+
+def network(rates):
+    "Name of the network that judged while the rates were measured; None where they do not tell."
+    name = str(rates.about.get('observer', ''))
+    return rates.about.get('arch') or (name.removesuffix(f' {RANDOM}') if name.endswith(RANDOM) else None)
 
 def flops_of(arch, size):
     "Floating-point operations of a network on one image, a multiplication and an addition counted as two."

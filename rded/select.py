@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOGETHER_AT_MOST', 'STRATEGIES', 'TOGETHER', 'best_per_image', 'top_per_class', 'check_fits', 'k_centre', 'k_means',
-           'herding', 'facility_location', 'predictive', 'Pool', 'largest', 'looks_at', 'pick']
+           'herding', 'facility_location', 'check_strategy', 'predictive', 'Pool', 'largest', 'looks_at', 'pick']
 
 # %% ../nbs/11_select.ipynb #00513a01
 import warnings
@@ -131,6 +131,17 @@ def facility_location(
     return np.array(chosen)
 
 # %% ../nbs/11_select.ipynb #6e047a2e
+TOGETHER_AT_MOST = 12_000 # candidates whose inner products are held in memory, 1.2 GB
+
+def check_strategy(
+    strategy,    # a name in STRATEGIES or TOGETHER
+    candidates,  # of all classes
+    observers=1, # that judge them
+):
+    "`ValueError` where a strategy cannot choose from so many candidates, or by so few observers: to be asked before they are scored."
+    if strategy == 'disagreement' and observers < 2: raise ValueError("selection 'disagreement' compares observers: give two or more, a strong one first")
+    if strategy == 'predictive' and candidates > TOGETHER_AT_MOST: raise ValueError(f"selection 'predictive' looks at all {candidates} candidates at once, {TOGETHER_AT_MOST} at most: draw fewer a class (preselect), or choose another selection")
+
 def predictive(
     features,  # array [n,d]
     labels,    # array [n], 0 to C - 1
@@ -139,7 +150,7 @@ def predictive(
 ):
     "Rows [C,k] from which ridge regression on the features best predicts the labels of all rows, greedily; of equally good ones the lower row."
     classes = labels.max() + 1
-    if len(features) > TOGETHER_AT_MOST: raise ValueError(f"selection 'predictive' looks at all {len(features)} candidates at once, {TOGETHER_AT_MOST} at most: draw fewer a class (preselect), or choose another selection")
+    check_strategy('predictive', len(features))
     error, cover = np.eye(classes)[labels] - 1 / classes, features @ features.T
     members, chosen = [np.flatnonzero(labels == c) for c in range(classes)], [[] for _ in range(classes)]
     for turn in range(k * classes):
@@ -153,8 +164,6 @@ def predictive(
         column, scale = cover[:, j].copy(), cover[j, j] + ridge
         error, cover = error - np.outer(column, error[j]) / scale, cover - np.outer(column, column) / scale
     return np.array(chosen)
-
-TOGETHER_AT_MOST = 12_000 # candidates whose inner products are held in memory, 1.2 GB
 
 # %% ../nbs/11_select.ipynb #955e53de
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def _margin(pool, k):
     return largest(two[:, 0] - two[:, 1], k)
 
 def _disagreement(pool, k):
-    if pool.logits.shape[1] < 2: raise ValueError("selection 'disagreement' compares observers: give two or more, a strong one first")
+    check_strategy('disagreement', len(pool.logits), pool.logits.shape[1])
     log_p = pool.log_p()[..., pool.label]
     return largest(log_p[:, 0] - log_p[:, 1:].mean(1), k)
 

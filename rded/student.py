@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'learning_rate', 'make_optimizer', 'can_be_recorded', 'move_batchnorm', 'moving_average', 'History',
-           'parallel', 'together', 'share_of', 'train_student', 'check_fit', 'what_it_is', 'is_evaluated',
-           'views_and_targets', 'updating', 'train_epoch', 'loss_of', 'step']
+           'parallel', 'together', 'share_of', 'train_student', 'check_fit', 'check_alone', 'what_it_is',
+           'is_evaluated', 'views_and_targets', 'updating', 'train_epoch', 'loss_of', 'step']
 
 # %% ../nbs/22_student.ipynb #9f5c7a9c
+import copy
 import math
 import time
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from .labels import HardLabels, fingerprint, hard_loss, soft_loss
 from .models import last_linear, pick_precision, reckoning
 from .replay import Replay, set_rate
 from .resume import Resume
-from .views import apply_views, draw_epoch
+from .views import apply_views, batches, draw_epoch
 
 # %% ../nbs/22_student.ipynb #5e2d7783
 def learning_rate(
@@ -192,10 +193,20 @@ def train_student(
     return history
 
 def check_fit(net, distilled, labels, training, seed):
-    "ValueError where the student is built for another size than the set's, or the labels are another set's or training's."
+    "ValueError where the student is built for another size than the set's, cannot learn from an image alone, or the labels are another set's or training's."
     size = distilled.x.shape[-1]
     if net.size != size: raise ValueError(f'the student {net.arch} looks at {net.size} px images, the distilled set has {size} px: build it for {size}')
+    if min(map(len, batches(len(distilled.x), training.batch_size, torch.Generator()))) == 1: check_alone(net)
     if hasattr(labels, 'check'): labels.check(distilled, training, seed)
+
+def check_alone(net):
+    "ValueError where BatchNorm sees one value of a channel in an image, and so no spread."
+    trial = copy.deepcopy(net).cpu().train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(): trial(torch.zeros(1, 3, net.size, net.size))
+    except ValueError as error:
+        if 'per channel' not in str(error): raise
+        raise ValueError(f'the BatchNorm of {net.arch} needs two images at a time, at {net.size} px: use a batch size (--batch-size) and a set of 2 or more') from None
 
 def what_it_is(net, distilled, labels, training, seed, device, precision) -> dict:
     "All that a training's numbers depend on, as JSON can hold it: it goes on only where all of it is the same."

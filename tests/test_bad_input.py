@@ -96,7 +96,7 @@ def test_recipes_that_are_none(name, command, tmp_path, monkeypatch):
 @pytest.mark.parametrize('field', ['--ipc', '--factor', '--crops', '--preselect', '--size', '--seed', '--workers', '--batch', '--jpeg'])
 @pytest.mark.parametrize('value', ['0', '-1', '1.5', 'nan', '1e9', '', 'x', '9' * 30, '99999999', '٣x', '0x10', '[1]'])
 def test_numbers_out_of_range(field, value, tmp_path):
-    if field in ('--seed', '--workers') and value == '0' or field in ('--seed', '--batch', '--preselect', '--crops') and value in ('99999999', '9' * 30): return     # fine: as many as there are
+    if field in ('--seed', '--workers') and value == '0' or field in ('--seed', '--batch', '--preselect', '--crops') and value == '99999999' or field in ('--batch', '--preselect', '--crops') and value == '9' * 30: return     # fine: as many as there are
     if field == '--workers' and value.startswith('99'): return
     argv = ['distill', '--method', 'random-mosaics', '--data', 'digits', '--ipc', '1', '--factor', '1', '--size', '16', '--out', tmp_path / 'out', f'{field}={value}']
     fate, said = damage.through_command(argv)

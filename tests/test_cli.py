@@ -102,6 +102,24 @@ def test_methods_are_the_pipelines():
     assert set(cli.METHODS) == set(pipeline.METHODS)
 
 
+def test_sets_of_one_size_are_cropped_alike_or_their_trainings_are_named(made, data, tmp_path, monkeypatch, capsys):
+    "Without a recipe, too, a stitched set and whole images are shown the same; a set of an unusual factor is not, and its training says so."
+    from rded import pipeline
+    seen = []
+    def caught(distilled, observer, val, student, training, *more, **how): seen.append((training.name, training.min_scale)); raise ValueError('caught')
+    monkeypatch.setattr(pipeline, 'train_set', caught)
+    for method, size, factor in (('random-mosaics', 128, None), ('random-images', 128, None), ('random-mosaics', 16, 2), ('random-images', 16, None)):
+        out = tmp_path / f'{method}-{size}'
+        assert main(['distill', '--data', str(data), '--method', method, '--size', str(size), '--ipc', '1', '--out', str(out), '--quiet', *(['--factor', str(factor)] if factor else [])]) == 0
+        assert main(['train', '--distilled', str(out), '--hard', '--student', 'conv3', '--val', str(data), '--out', str(tmp_path / 's.safetensors')]) == 2
+    assert main(['train', '--distilled', str(out), '--hard', '--student', 'conv3', '--min-scale', '0.5', '--val', str(data), '--out', str(tmp_path / 's.safetensors')]) == 2
+    assert seen == [('paper', 0.5), ('paper', 0.5), ('paper, min scale 0.5', 0.5), ('paper', 1.0), ('paper, min scale 0.5', 0.5)]
+    argv = ['relabel', '--distilled', tmp_path / 'random-mosaics-16', '--epochs', '1', '--observer', observer_of(NAMES, tmp_path / 'o.safetensors'), '--no-check', '--quiet']
+    for k, (more, scale) in enumerate([([], 0.5), (['--min-scale', '1'], 1.0)]):
+        assert main([str(a) for a in (*argv, *more, '--out', tmp_path / f'labels{k}')]) == 0
+        assert json.loads((tmp_path / f'labels{k}' / 'labels.json').read_text())['training']['min_scale'] == scale
+
+
 def test_batch_and_workers_change_no_byte(made, tmp_path, capsys):
     for name, more in (('a', ['--batch', '7', '--workers', '0']), ('b', ['--batch', '999', '--workers', '3'])):
         assert main(['distill', '--data', 'digits', '--observer', str(made / 'observer.safetensors'), '--ipc', '2', '--preselect', '6', '--crops', '2',
@@ -135,6 +153,31 @@ def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):
         assert main(['evaluate', '--model', str(file), '--data', 'digits', '--json', str(tmp_path / 'e.json')]) == 0
         told.append(json.loads((tmp_path / 'e.json').read_text())['top1'])
     assert told[0] == told[1] > 50
+
+
+def test_evaluate_goes_by_position_where_asked(made, tmp_path, capsys):
+    from rded import models
+    net = models.load(made / 'observer.safetensors')
+    net.classes = [f'number {c}' for c in range(10)]
+    models.save(net, tmp_path / 'renamed.safetensors')
+    argv = ['evaluate', '--data', 'digits', '--json', str(tmp_path / 'e.json'), '--model']
+    top1 = lambda *more: (main([*argv, *map(str, more)]), json.loads((tmp_path / 'e.json').read_text())['top1'])
+    assert '--no-check' in refused(capsys, tmp_path, *argv, tmp_path / 'renamed.safetensors')
+    assert top1(tmp_path / 'renamed.safetensors', '--no-check') == top1(made / 'observer.safetensors') and top1(made / 'observer.safetensors')[0] == 0
+
+
+def test_an_observers_data_set_is_known_however_it_is_written():
+    assert [cli._citable(name) for name in ('cifar10', 'CIFAR-10', 'tiny-imagenet-200', 'Digits', 'ImageNet-10')] == ['CIFAR-10', 'CIFAR-10', 'Tiny-ImageNet', 'digits', 'ImageNet-10']
+
+
+@pytest.mark.parametrize('choice', [['--selection', 'disagreement'], ['--method', 'disagreement'], ['--selection', 'predictive'], ['--method', 'predictive']])
+def test_a_strategy_that_cannot_choose_is_refused_before_scoring(choice, made, tmp_path, monkeypatch, capsys):
+    from rded import pipeline, select
+    def worked(*_, **__): raise AssertionError('scored')
+    monkeypatch.setattr(pipeline, 'make_and_save', worked)
+    monkeypatch.setattr(select, 'TOGETHER_AT_MOST', 59)
+    said = refused(capsys, tmp_path, 'distill', '--data', 'digits', '--observer', made / 'observer.safetensors', '--ipc', '1', '--preselect', '6', *choice, '--out', tmp_path / 'x')
+    assert ('give two or more' if 'disagreement' in choice else 'all 60 candidates at once, 59 at most') in said
 
 
 def test_recipes(capsys, tmp_path):
@@ -283,8 +326,22 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['train', '--distilled', 'SET', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], '--hard'),
     (['train', '--distilled', 'SET', '--hard', '--observer', 'OBS', '--student', 'conv3', '--val', 'digits', '--out', 's.safetensors'], 'one of them'),
     (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--training', 'best', '--out', 's.safetensors'], "'best'"),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'resnet18', '--val', 'digits', '--batch-size', '1', '--out', 's.safetensors'], 'the BatchNorm of resnet18 needs two images at a time'),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--min-scale', 'nan', '--out', 's.safetensors'], "'nan': give a number above 0"),
     (['distill', '--data', 'nowhere', '--observer', 'nobody', '--ipc', '1', '--out', 'SET'], 'exists and is not empty'),      # before any work
     (['train', '--distilled', 'nowhere', '--hard', '--student', 'conv3', '--val', 'nowhere', '--out', 'OBS'], 'exists'),
+    (['distill', '--data', 'digits', '--method', 'random-images', '--size', '16', '--ipc', '1', '--jpeg', '5', '--out', 'x'], '--jpeg 5: it is for --method rded'),
+    (['train', '--recipe', 'digits-conv3-ipc10', '--training', 'plus', '--distilled', 'SET', '--hard', '--val', 'digits', '--out', 's.safetensors'], '--training plus: --recipe digits-conv3-ipc10 says'),
+    (['relabel', '--recipe', 'digits-conv3-ipc10', '--training', 'plus', '--distilled', 'SET', '--observer', 'OBS', '--epochs', '1', '--out', 'l'], '--training plus: --recipe digits-conv3-ipc10 says'),
+    (['observer', '--data', 'digits', '--dataset', 'cifar11', '--arch', 'conv3', '--size', '16', '--out', 'net.safetensors'], "'cifar11': choose from CIFAR-10"),
+    (['reproduce', 'main_table', '--tiny', '--seed=1'], '--seed does nothing here'), (['reproduce', 'main_table', '--tiny', '--batch', '3'], '--batch does nothing here'),
+    (['bench', 'scan', '--device', 'cuda', '--out', 'b'], '--device'),
+    (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '1', '--out', 'x', '--json', 'x/a.json'], '--json x/a.json would stand where --out x shall'),
+    (['rebuild', '--manifest', 'SET/rded.json', '--data', 'digits', '--out', './x', '--json', 'x/sub/a.json'], 'would stand where --out ./x shall'),
+    (['export', '--distilled', 'SET', '--format', 'webdataset', '--out', 'x', '--json', 'x/a.json'], 'would stand where --out x shall'),
+    (['observer', '--data', 'digits', '--arch', 'conv3', '--out', 'x.safetensors', '--json', 'x.safetensors'], 'would stand where --out x.safetensors shall'),
+    (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '1', '--seed', '4294967296', '--out', 'x'], '4294967296: give 4294967295 at most'),
+    (['run', 'digits-conv3-ipc10', '--seeds', '0,9223372036854775808', '--out', 'x'], '9223372036854775808: give 4294967295 at most'),
     (['recipes', '--device', 'tpu'], "'tpu'"), (['recipes', '--seed', '-1'], 'give 0 or more'), (['recipes', '--json', '.'], 'is a folder'),
     (['info', 'OBS'], 'observer.safetensors'), (['distil'], "'distil'"), (['report', '--results', 'DATA', '--out', 'x'], 'holds no result'), ([], 'COMMAND')])
 def test_one_line(argv, words, capsys, made, tmp_path, monkeypatch):

@@ -115,6 +115,18 @@ def test_the_command_with_stored_rates(tmp_path):
     assert told['work']['images'] == 300_000_000 and told['where']['machines'] == 8 and 'assumed' in done.stdout and told['bound'] in done.stdout
 
 
+@pytest.mark.parametrize('measured, arch, same', [('resnet50', 'resnet50', True), ('wide_resnet50_2', 'resnet50', False), ('resnet18', 'resnet101', False)])
+def test_stored_rates_are_of_their_own_network_alone(tmp_path, capsys, monkeypatch, measured, arch, same):
+    from rded import cli, plan
+    monkeypatch.setattr(plan, 'flops_of', lambda arch, size: 7 * RATES.flops)
+    replace(RATES, about={'observer': f'{measured} {plan.RANDOM}'}).save(tmp_path / 'r.json')
+    argv = ['plan', '--images', '1e6', '--classes', '10', '--ipc', '10', '--rates', str(tmp_path / 'r.json'), '--arch', arch]
+    assert cli.main([*argv, '--json', str(tmp_path / 'p.json')]) == 0
+    assert json.loads((tmp_path / 'p.json').read_text())['work']['flops'] == (None if same else 7 * RATES.flops)
+    capsys.readouterr()
+    assert cli.main([*argv, '--observer', 'nowhere.pth']) == 2 and '--observer nowhere.pth: the rates in' in capsys.readouterr().err
+
+
 def test_the_command_measures_where_no_rates_are_given(tmp_path):
     file = tmp_path / 'r.json'
     done = rded('--images', '1e4', '--classes', '10', '--ipc', '1', '--arch', 'conv3', '--size', '32', '--factor', '1', '--rates', str(file))
