@@ -28,7 +28,7 @@ from .labels import FixedLabels, HardLabels, LiveLabels
 from .observer import Observer, check_class_order, get_observer, match_columns, train_observer
 from .recipes import LABELS, form_of, get, observer_training, recovery_of, stated
 from .score import choose, forget, score_images
-from .select import looks_at
+from .select import check_strategy, looks_at
 from .sre2l import sre2l
 from .student import together, train_student
 
@@ -47,6 +47,7 @@ def distill(
 ) -> DistilledSet:         # on rank 0; the other ranks score, and get None
     "RDED: score crops of drawn images, keep the best, stitch them (paper, algorithm 1)."
     if images.scan: images.scan.check(recipe.preselect, seed)
+    check_strategy(recipe.selection, sum(min(n, recipe.preselect) for n in images.counts()), len(getattr(observer, 'nets', ())))
     best = recipe.ipc * recipe.factor ** 2 if recipe.selection == 'top' else None  # other selections look at all scores
     candidates = score_images(images, observer, size=recipe.size, preselect=recipe.preselect, crops=recipe.crops, factor=recipe.factor, canvas=recipe.canvas,
                               scale=recipe.scale, seed=seed, exact=best, keep=keep, batch=batch, workers=workers, device=device, progress=progress)
