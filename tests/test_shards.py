@@ -254,6 +254,17 @@ def test_a_gzipped_bomb_of_one_name_stays_small(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize('listed', [True, False])
+def test_a_negative_class_is_none_and_is_counted(tmp_path, rows, listed):
+    files = [(f'{k}.jpg', rows[k][2]) for k in range(6)]
+    said = [(f'{k}.cls', str(k % 2).encode()) for k in range(4)] + [('4.cls', b'-1'), ('5.json', b'{"label": -7}')]
+    write_tar(tmp_path / 'train.tar', [one for pair in zip(files, said) for one in pair])
+    if listed: (tmp_path / 'classes.txt').write_text('a\nb\n')
+    found, told = warned(lambda: shards.load(tmp_path))
+    assert found.counts() == [2, 2] and found.classes == (['a', 'b'] if listed else ['0', '1'])
+    assert len(told) == 1 and '2 images have a negative number for a class, which is none, the first is train.tar!4.jpg' in told[0]
+
+
 def test_nothing_is_unpickled(tmp_path, rows):
     class Trap:
         def __reduce__(self): return (pytest.fail, ('unpickled',))
