@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom_and_flip', 'resized_one_by_one', 'line_weights',
-           'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'settings_of',
-           'stored_size', 'make_optimizer', 'step', 'train_epoch', 'augment', 'accuracy', 'plain', 'match_columns',
-           'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash', 'get_observer', 'ImageClasses',
-           'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test', 'order_evidence',
+           'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'check_same_classes',
+           'settings_of', 'stored_size', 'make_optimizer', 'step', 'train_epoch', 'augment', 'accuracy', 'plain',
+           'match_columns', 'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash', 'get_observer',
+           'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test', 'order_evidence',
            'check_class_order', 'readable', 'complaint']
 
 # %% ../nbs/08_observer.ipynb #56faa356
@@ -125,16 +125,18 @@ def train_observer(
     keep=None                # file in which it keeps where it stands, and from which it goes on, see `rded.resume`
 ) -> models.Network:         # with classes, accuracy and settings in its info
     "Train a classifier from scratch; its `info['top1']` is the last epoch's accuracy on `val`, in percent."
+    check_same_classes(images, val)
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed).to(device)
     if training.images_per_class: images = images.subset([i for c in range(len(images.classes)) for i in draw_order(images, c, seed)[:training.images_per_class]])
     if images.x is None and fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
     if val.x is None and fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
+    data = images.digest() if keep else None
     images = on_device(images, stored_size(size, training), device)
     recorded = torch.device(device).type == 'cuda'      # see `rded.replay`
     optimizer = make_optimizer(net, training, recorded)
     update = Replay(lambda x, y: step(net, x, y, training, optimizer), device)
     generator = torch.Generator().manual_seed(seed)
-    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes], 'training': settings_of(training), 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
+    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': settings_of(training), 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         done = kept.load(net, optimizer, device=device, order=generator).get('epochs', 0)
@@ -147,6 +149,14 @@ def train_observer(
     net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'dataset': images.name, 'epochs': epochs.stop,
                 'seed': seed, 'training': settings_of(training)}
     return net
+
+def check_same_classes(images, val):
+    "ValueError that names a class unless training and validation images have the same ones in the same order."
+    ours, theirs = list(images.classes), list(val.classes)
+    if ours == theirs: return
+    only = [(c, 'train') for c in ours if c not in theirs] + [(c, 'val') for c in theirs if c not in ours]
+    told = f'{only[0][0]!r} is in {only[0][1]} only' if only else f'class 0 is {ours[0]!r} in one and {theirs[0]!r} in the other'
+    raise ValueError(f'train and val of {images.name} have different classes ({len(ours)} and {len(theirs)}): {told}; give both the same')
 
 def settings_of(training):
     "Its plain values, as JSON can hold them."

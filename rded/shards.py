@@ -15,7 +15,7 @@ from glob import glob
 from importlib import import_module
 from itertools import groupby
 
-from .datasets import EXTENSIONS, FOLLOWED, SPLITS, TARS, ImageSet, Scan
+from .datasets import EXTENSIONS, FOLLOWED, SPLITS, TARS, ImageSet, Scan, file_mark
 from .files import OPENERS, digest64, hash64, read_json
 from .images import naming, read_image, show_images
 
@@ -388,7 +388,11 @@ MAX_BYTES = 2 ** 30  # a member larger than this is no image
 
 class Inside:
     "Reads images in tar shards: a source is 'shard!member', and `places` has (shard, offset, size) of each."
-    def __init__(self, places): self.places = places
+    def __init__(self, places, shards=()): self.places, self.marks = places, {shard.name: None if shard.remote else file_mark(shard.where) for shard in shards}
+
+    def mark(self, source):
+        "What tells cheaply that an image has changed: its size, and size and time of its shard as it was when it was scanned."
+        return [self.places[source][2], self.marks.get(source.partition('!')[0])]
 
     def _bytes(self, source):
         shard, offset, size = self.places[source]
@@ -432,7 +436,7 @@ def _image_set(base, split, shards, classes, census, scan):
     rows = [(label, row) for label, key in enumerate(keys) for row in sorted(census.rows(key).values(), key=lambda row: (row[2], row[1]))]
     places = _places(shards, [row for _, row in rows])
     return ImageSet(os.path.basename(os.path.abspath(base) if '://' not in base else base.rstrip('/')), split, keys, [label for label, _ in rows], [row[2] for _, row in rows],
-                    [row[1] for _, row in rows], Inside(places), scan=scan)
+                    [row[1] for _, row in rows], Inside(places, shards), scan=scan)
 
 # %% ../nbs/03_shards.ipynb #80452cca
 def _warn(base, shards, census):
