@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'HEADER', 'CANDIDATES', 'PAYS', 'CHUNK_PIXELS', 'ConvNet',
            'small_image_resnet', 'torchvision_names', 'timm_names', 'own_names', 'resolve', 'default_size',
-           'build_body', 'torchvision_body', 'timm_body', 'normalisation', 'Network', 'last_linear', 'build', 'save',
-           'load_safetensors', 'shapes', 'outline', 'our_key', 'unwrap', 'recognise', 'load_checkpoint',
+           'build_body', 'torchvision_body', 'timm_body', 'normalisation', 'Network', 'last_linear', 'try_out', 'build',
+           'save', 'load_safetensors', 'shapes', 'outline', 'our_key', 'unwrap', 'recognise', 'load_checkpoint',
            'imagenet_classes', 'released', 'released_torchvision', 'released_timm', 'load', 'pick_device',
            'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'by_batch_statistics', 'in_bfloat16',
            'keep_freed_memory', 'predict']
@@ -181,6 +181,12 @@ def last_linear(body: nn.Module) -> nn.Linear:
     return linears[-1]
 
 # %% ../nbs/04_models.ipynb #8e88a04c
+@torch.no_grad()
+def try_out(body, size):
+    "Two black images through a new network: an error where it shrinks them to nothing. Weights and statistics stay."
+    body.eval()(torch.zeros(2, 3, size, size))
+    body.train()
+
 def build(
     name: str,           # an architecture of the registry
     num_classes: int,    # at least 2
@@ -196,7 +202,9 @@ def build(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             body = build_body(name, num_classes, size)
-    except (AssertionError, TypeError, RuntimeError) as e: raise ValueError(f'{name} cannot be built for {size} px images: {e}') from e
+            if size < default_size(name) and resolve(name)[0] != 'own': try_out(body, size)  # those of this page say it themselves
+    except (AssertionError, TypeError, RuntimeError, ArithmeticError, IndexError) as e:
+        raise ValueError(f'{name} cannot be built for {size} px images: {str(e).partition(chr(10))[0]}. Use another size (its own is {default_size(name)} px), or a network for small images, such as conv3 or resnet18_modified') from e
     return Network(body, name, num_classes, size, classes, wnids, mean, std, info)
 
 # %% ../nbs/04_models.ipynb #978cf0b6

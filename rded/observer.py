@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom_and_flip', 'resized_one_by_one', 'line_weights',
-           'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'settings_of',
-           'stored_size', 'make_optimizer', 'step', 'train_epoch', 'augment', 'accuracy', 'plain', 'match_columns',
-           'Observer', 'weights_hash', 'get_observer', 'ImageClasses', 'file_hash', 'best_assignment', 'halves_test',
-           'excess', 'shuffles_test', 'order_evidence', 'check_class_order', 'readable', 'complaint']
+           'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'check_same_classes',
+           'settings_of', 'stored_size', 'make_optimizer', 'step', 'train_epoch', 'augment', 'accuracy', 'plain',
+           'match_columns', 'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash', 'get_observer',
+           'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test', 'order_evidence',
+           'check_class_order', 'readable', 'complaint']
 
 # %% ../nbs/08_observer.ipynb #56faa356
 import copy
@@ -124,16 +125,18 @@ def train_observer(
     keep=None                # file in which it keeps where it stands, and from which it goes on, see `rded.resume`
 ) -> models.Network:         # with classes, accuracy and settings in its info
     "Train a classifier from scratch; its `info['top1']` is the last epoch's accuracy on `val`, in percent."
+    check_same_classes(images, val)
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed).to(device)
     if training.images_per_class: images = images.subset([i for c in range(len(images.classes)) for i in draw_order(images, c, seed)[:training.images_per_class]])
     if images.x is None and fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
     if val.x is None and fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
+    data = images.digest() if keep else None
     images = on_device(images, stored_size(size, training), device)
     recorded = torch.device(device).type == 'cuda'      # see `rded.replay`
     optimizer = make_optimizer(net, training, recorded)
     update = Replay(lambda x, y: step(net, x, y, training, optimizer), device)
     generator = torch.Generator().manual_seed(seed)
-    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes], 'training': settings_of(training), 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
+    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': settings_of(training), 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         done = kept.load(net, optimizer, device=device, order=generator).get('epochs', 0)
@@ -146,6 +149,14 @@ def train_observer(
     net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'dataset': images.name, 'epochs': epochs.stop,
                 'seed': seed, 'training': settings_of(training)}
     return net
+
+def check_same_classes(images, val):
+    "ValueError that names a class unless training and validation images have the same ones in the same order."
+    ours, theirs = list(images.classes), list(val.classes)
+    if ours == theirs: return
+    only = [(c, 'train') for c in ours if c not in theirs] + [(c, 'val') for c in theirs if c not in ours]
+    told = f'{only[0][0]!r} is in {only[0][1]} only' if only else f'class 0 is {ours[0]!r} in one and {theirs[0]!r} in the other'
+    raise ValueError(f'train and val of {images.name} have different classes ({len(ours)} and {len(theirs)}): {told}; give both the same')
 
 def settings_of(training):
     "Its plain values, as JSON can hold them."
@@ -178,7 +189,8 @@ def train_epoch(net, images, optimizer, training, epoch, generator, device, work
     net.train()
     update = update or (lambda x, y: step(net, x, y, training, optimizer))
     per_epoch = max(1, len(images) // training.batch_size)
-    steps, warmup = training.epochs * per_epoch, int(training.warmup_epochs * per_epoch)
+    rising = training.warmup_epochs if training.warmup_epochs < training.epochs else training.epochs / 5      # a brief training has to come down, too
+    steps, warmup = training.epochs * per_epoch, int(rising * per_epoch)
     order = torch.randperm(len(images), generator=generator)
     total = torch.zeros((), device=device)
     for k in range(per_epoch):
@@ -213,21 +225,37 @@ def match_columns(
     by_position=False     # ignore names: logit k is class k
 ) -> torch.Tensor:        # LongTensor [C]: the network's logit of each class
     "Which logit belongs to which class of the data; ValueError that names the classes without one."
-    same_count = net.num_classes == len(images.classes)
     if by_position or net.classes is None:
-        if same_count: return torch.arange(net.num_classes)
-        raise ValueError(f'the observer {net.arch} has {net.num_classes} unnamed classes, {images.name} has {len(images.classes)}: use one trained for these classes')
-    candidates = [(net.wnids, images.wnids)] if net.wnids and images.wnids else [(net.classes, images.classes), (net.classes, images.names)]
-    missing = None
-    for theirs, ours in candidates:
-        position = {plain(c): k for k, c in enumerate(theirs)}
-        lacking = [c for c in ours if plain(c) not in position]
-        if not lacking and len(position) == len(theirs) and len({plain(c) for c in ours}) == len(ours): return torch.tensor([position[plain(c)] for c in ours])
-        if missing is None: missing = lacking
-    if not missing and same_count and list(net.classes) == list(images.classes): return torch.arange(net.num_classes)  # duplicate names, same order
-    known = ', '.join(net.classes[:4]) + (', …' if net.num_classes > 4 else '')
-    raise ValueError(f'the observer {net.arch} does not know {len(missing)} of the {len(images.classes)} classes of {images.name} ({", ".join(missing[:4])}{", …" if len(missing) > 4 else ""}); '
-                     f'it knows {net.num_classes}: {known}. Use an observer of these classes, or --no-check to go by position')
+        if net.num_classes == len(images.classes): return torch.arange(net.num_classes)
+        remedy = 'use one trained for these classes' if net.classes is None else f'to go by position (--no-check) they have to be as many: leave it out, and call the classes as the observer does ({known_to(net)})'
+        raise ValueError(f'the observer {net.arch} has {net.num_classes} {"unnamed " if net.classes is None else ""}classes, {images.name} has {len(images.classes)}: {remedy}')
+    tried = [(names, columns_called(names, net)) for names in ([images.wnids] if net.wnids and images.wnids else [images.classes, images.names])]
+    for _, found in tried:
+        if all(len(columns) == 1 for columns in found) and len({*sum(found, [])}) == len(found): return torch.tensor(sum(found, []))
+    if list(net.classes) == list(images.classes): return torch.arange(net.num_classes)  # duplicate names, same order
+    raise ValueError(mismatch(net, images, *min(tried, key=lambda one: [len(columns) for columns in one[1]].count(0))))
+
+def known_to(net): return ', '.join(net.classes[:4]) + (', …' if net.num_classes > 4 else '')
+
+def columns_called(names, net) -> list:
+    "For each name the network's logits that go by it, or by that WordNet id."
+    by_name = {}
+    for theirs in (net.classes, net.wnids or []):
+        for k, name in enumerate(theirs): by_name.setdefault(plain(name), {})[k] = True
+    return [list(by_name.get(plain(name), ())) for name in names]
+
+def mismatch(net, images, names, found) -> str:
+    "One line on why these names do not say which logit is whose, and what to do."
+    same_count, unknown = net.num_classes == len(names), [name for name, columns in zip(names, found) if not columns]
+    if unknown:
+        return (f'the observer {net.arch} does not know {len(unknown)} of the {len(names)} classes of {images.name} ({", ".join(unknown[:4])}{", …" if len(unknown) > 4 else ""}); '
+                f'it knows {net.num_classes}: {known_to(net)}. Use an observer of these classes{", or --no-check to go by position" if same_count else ""}')
+    name, columns = next(((name, columns) for name, columns in zip(names, found) if len(columns) > 1), (None, None))
+    if name:
+        ids = ' or '.join(net.wnids[k] if net.wnids else f'number {k}' for k in columns)
+        return f'the observer {net.arch} knows {len(columns)} classes called {name!r} ({ids}): ' + (f'call that class of {images.name} by its WordNet id' if net.wnids else 'use an observer whose names differ')
+    twice = next([a for a, its in zip(names, found) if its == columns] for columns in found if found.count(columns) > 1)
+    return f'{" and ".join(map(repr, twice[:2]))} of {images.name} are both {net.classes[found[names.index(twice[0])][0]]!r} to the observer {net.arch}: join them, or give one of them another name'
 
 # %% ../nbs/08_observer.ipynb #458fc333
 class Observer:
@@ -299,7 +327,7 @@ def get_observer(
     precision: str = 'float32'
 ) -> Observer:
     "Load one or several networks as an observer of a data set's classes."
-    sources = source.split(',') if isinstance(source, str) else list(source) if isinstance(source, (list, tuple)) else [source]
+    sources = source.split(',') if isinstance(source, str) and not Path(source).is_file() else list(source) if isinstance(source, (list, tuple)) else [source]
     nets = [s if isinstance(s, models.Network) else models.load(s, size=size, device=device) for s in sources]
     wrong = [net for net in nets if size and net.size != size]
     if wrong: raise ValueError(f'the observer {wrong[0].arch} looks at {wrong[0].size} px images, not at {size} px: give --size {wrong[0].size}, or train one for {size} px')

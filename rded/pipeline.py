@@ -122,6 +122,7 @@ def train_set(
     def look(net):
         found = ranks.first(lambda: evaluate(net, val, batch, workers, device, columns, precision=precision))
         return {'top1': found['top1'], 'top5': found['top5']}
+    look.data = val.digest      # what is kept of a training belongs to these validation images
     if observer and training.batch_statistics: observer = observer.by_batch_statistics()
     labels = labels or (LiveLabels(observer.in_bfloat16() if precision == 'bfloat16' else observer) if observer else HardLabels(classes))
     history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress=progress, log=log, keep=keep)

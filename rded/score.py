@@ -400,12 +400,16 @@ def forget(
     "Remove what was put aside: the set is written."
     if folder: shutil.rmtree(folder, ignore_errors=True)
 
+def _data(images):
+    "A digest of the images and of what their files look like from outside: a mended one is scored again."
+    if hasattr(images, 'digest'): return ranks.first(images.digest)
+
 def _key(draw, cutting, judge, precision):
     "A digest of what decides the scores of a part; None where the observer has no digest of its own."
     sha, device = getattr(judge.observer, 'sha256', None), torch.device(judge.device)
     kind = torch.cuda.get_device_name(device) if device.type == 'cuda' else torch.backends.cpu.get_cpu_capability()
     told = [sha, getattr(judge.observer, 'precision', None), precision, judge.size, judge.canvas, judge.chunk, kind, repr(cutting), draw.preselect, draw.each, draw.seed,
-            *map(version, ('torch', 'pillow', 'numpy')), digest64('\x1f'.join([*draw.images.ids, *draw.images.sources]).encode('utf-8', 'surrogateescape'))]
+            *map(version, ('torch', 'pillow', 'numpy')), digest64('\x1f'.join([*draw.images.ids, *draw.images.sources]).encode('utf-8', 'surrogateescape')), _data(draw.images)]
     return sha and digest64(json.dumps(told).encode())
 
 def _left(kept, columns, draw):
@@ -445,7 +449,7 @@ def _scored(draw, cutting, judge, folder, exact, workers, waiting, progress):
     "(Columns of all ranks, (source, reason) of every broken image, what refining did); `torch.OutOfMemoryError` on every rank where a chunk is too big for one."
     first, too_big = judge if exact is None else judge.quick(), torch.OutOfMemoryError
     columns = Columns(sum(min(draw.preselect, n) for n in draw.images.counts()), cutting.crops, judge.device)
-    kept = Kept(folder if (key := _key(draw, cutting, judge, exact is not None)) else None, key)
+    kept = Kept(folder if (key := folder and _key(draw, cutting, judge, exact is not None)) else None, key)
     numbers = _left(kept, columns, draw)
     torn = ranks.agreed(lambda: _stream(draw, cutting, first, columns, kept, numbers, workers, waiting, progress), too_big)
     torn = sum(ranks.shared(torn), [])

@@ -15,7 +15,7 @@ from glob import glob
 from importlib import import_module
 from itertools import groupby
 
-from .datasets import EXTENSIONS, SPLITS, TARS, ImageSet, Scan
+from .datasets import EXTENSIONS, FOLLOWED, SPLITS, TARS, ImageSet, Scan, file_mark
 from .files import OPENERS, digest64, hash64, read_json
 from .images import naming, read_image, show_images
 
@@ -120,7 +120,7 @@ def _said(group):
     values = [found.get(field) for field in ('label', 'cls', 'class')] if isinstance(found, dict) else []
     return next((v for v in values if isinstance(v, (int, str)) and not isinstance(v, bool)), None)
 
-def _number_or_name(text): return int(text) if re.fullmatch('[0-9]{1,9}', text) else text or None
+def _number_or_name(text): return int(text) if re.fullmatch('-?[0-9]{1,9}', text) else text or None
 
 def folder_of(name, split):
     "The class folder of a member: the first of its path, or the one after the folder of the split; None where there is none."
@@ -263,7 +263,7 @@ def find(
     if gone: raise ValueError(f'{gone.where}: no such shard')
     root = os.path.join(os.path.realpath(base or '.'), '')
     out = [] if links else [shard for shard in shards if not os.path.realpath(shard.where).startswith(root)]
-    if out: warnings.warn(f'{base}: links that lead out of it are not followed ({len(out)}, such as {out[0].name}); links=True follows them', stacklevel=2)
+    if out: warnings.warn(f'{base}: links that lead out of it are not followed ({len(out)}, such as {out[0].name}): {FOLLOWED}', stacklevel=2)
     if len(out) == len(shards): raise ValueError(f'{base}: all its shards are links that lead out of it: give the folder they lie in')
     return base, [shard for shard in shards if shard not in out]
 
@@ -326,6 +326,7 @@ class Census:
 
     def add(self, which, shard, picture):
         source = f'{shard.name}!{picture.member.name}'
+        if isinstance(picture.label, int) and picture.label < 0: return self.trouble.note('images have a negative number for a class, which is none', source)
         if picture.label is None: return self.trouble.note('images have no class: neither .cls nor .json beside them nor a folder around them', source)
         key = self.classes.key(picture.label, source)
         self.counts[key] = self.counts.get(key, 0) + 1
@@ -387,7 +388,11 @@ MAX_BYTES = 2 ** 30  # a member larger than this is no image
 
 class Inside:
     "Reads images in tar shards: a source is 'shard!member', and `places` has (shard, offset, size) of each."
-    def __init__(self, places): self.places = places
+    def __init__(self, places, shards=()): self.places, self.marks = places, {shard.name: None if shard.remote else file_mark(shard.where) for shard in shards}
+
+    def mark(self, source):
+        "What tells cheaply that an image has changed: its size, and size and time of its shard as it was when it was scanned."
+        return [self.places[source][2], self.marks.get(source.partition('!')[0])]
 
     def _bytes(self, source):
         shard, offset, size = self.places[source]
@@ -431,7 +436,7 @@ def _image_set(base, split, shards, classes, census, scan):
     rows = [(label, row) for label, key in enumerate(keys) for row in sorted(census.rows(key).values(), key=lambda row: (row[2], row[1]))]
     places = _places(shards, [row for _, row in rows])
     return ImageSet(os.path.basename(os.path.abspath(base) if '://' not in base else base.rstrip('/')), split, keys, [label for label, _ in rows], [row[2] for _, row in rows],
-                    [row[1] for _, row in rows], Inside(places), scan=scan)
+                    [row[1] for _, row in rows], Inside(places, shards), scan=scan)
 
 # %% ../nbs/03_shards.ipynb #80452cca
 def _warn(base, shards, census):

@@ -177,7 +177,7 @@ def train_student(
     average = moving_average(net, training.average)
     if compiled: student = torch.compile(student)
     update = updating(student, labels, training, optimizer, precision, recorded)
-    kept = Resume(keep, what_it_is(net, distilled, labels, training, seed, device, precision) if keep else {}, together=True)
+    kept = Resume(keep, what_it_is(net, distilled, labels, training, seed, device, precision, evaluate) if keep else {}, together=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1_000_003 * ranks.rank())  # dropout, where a network has it
         vars(history).update(kept.load(net, optimizer, average, device))
@@ -208,12 +208,12 @@ def check_alone(net):
         if 'per channel' not in str(error): raise
         raise ValueError(f'the BatchNorm of {net.arch} needs two images at a time, at {net.size} px: use a batch size (--batch-size) and a set of 2 or more') from None
 
-def what_it_is(net, distilled, labels, training, seed, device, precision) -> dict:
-    "All that a training's numbers depend on, as JSON can hold it: it goes on only where all of it is the same."
-    eye = getattr(labels, 'observer', None)
+def what_it_is(net, distilled, labels, training, seed, device, precision, evaluate=None) -> dict:
+    "All that a training's numbers depend on, as JSON can hold it: it goes on only where all of it is the same. `evaluate.data()`, where there is one, is a digest of the images it looks at."
+    eye, data = getattr(labels, 'observer', None), getattr(evaluate, 'data', None)
     return {'student': net.arch, 'set': distilled.digest, 'training': {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(training).items()}, 'seed': seed,
             'labels': labels.name, 'by': eye if isinstance(eye, dict) else getattr(eye, 'sha256', None), 'recorded': fingerprint(labels.meta) if labels.kind == 'stored' else None,
-            'device': torch.device(device).type, 'precision': precision, 'versions': versions()}
+            'device': torch.device(device).type, 'precision': precision, 'versions': versions(), 'validation': data and ranks.first(data)}
 
 def is_evaluated(epoch, training) -> bool:
     "The last epoch always; before it, every so many in the last part of training (the published code: six times)."

@@ -127,7 +127,7 @@ def test_links_out_of_the_root(tmp_path):
     paint(tmp_path / 'data' / 'train' / 'cat' / '1.png', 2)
     (tmp_path / 'data' / 'train' / 'cat' / '0.png').symlink_to(tmp_path / 'elsewhere' / 'train' / 'cat' / '0.png')
     (tmp_path / 'data' / 'train' / 'dog').symlink_to(tmp_path / 'elsewhere' / 'train' / 'dog')
-    with pytest.warns(UserWarning, match=r'links that lead out of it are not followed \(2, such as train/dog\); links=True'):
+    with pytest.warns(UserWarning, match=r'links that lead out of it are not followed \(2, such as train/dog\): copy what they lead to, or from Python load\(…, links=True\)'):
         assert load(tmp_path / 'data').sources == ['train/cat/1.png']
     followed = load(tmp_path / 'data', links=True)
     assert followed.sources == ['train/cat/0.png', 'train/cat/1.png', 'train/dog/0.png'] and followed.image(2).size == (9, 7)
@@ -136,6 +136,13 @@ def test_links_out_of_the_root(tmp_path):
     (tmp_path / 'linked' / 'train').symlink_to(tmp_path / 'elsewhere' / 'train')
     with pytest.raises(ValueError, match='has no train/; it holds train; links that lead out of it are not followed'): load(tmp_path / 'linked')
     assert load(tmp_path / 'linked', links=True).sources == ['train/cat/0.png', 'train/dog/0.png']
+
+    for k in range(3):
+        (tmp_path / 'full' / 'train' / 'cat').mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'full' / 'train' / 'cat' / f'{k}.png').symlink_to(tmp_path / 'elsewhere' / 'train' / 'cat' / '0.png')
+    with pytest.raises(ValueError, match=r"class 'cat' of train holds no images; the links in it .*\(3, such as train/cat/..png\) are not followed: copy"): load(tmp_path / 'full')
+    (tmp_path / 'full' / 'train' / 'ant').mkdir()
+    with pytest.raises(ValueError, match="class 'ant' of train holds no images; add some"): load(tmp_path / 'full')
 
     (tmp_path / 'way in').symlink_to(tmp_path / 'elsewhere')
     assert load(tmp_path / 'way in').sources == ['train/cat/0.png', 'train/dog/0.png']
@@ -211,6 +218,36 @@ def test_tiny_imagenet_as_downloaded_equals_its_imagefolder_view(tiny, tmp_path)
         assert {os.path.basename(p): y for p, y in reference.samples} == {os.path.basename(s): int(y) for s, y in zip(ours.sources, ours.y)}
         assert all(drawn(ours, c, 0) == drawn(moved, c, 0) for c in range(0, 60, 7))
         assert all((tiny / source).is_file() for source in ours.sources)
+
+
+@pytest.mark.parametrize('between', ['', 'images'])
+@pytest.mark.parametrize('emptied', [True, False])
+def test_tiny_imagenet_moved_by_a_script_that_leaves_the_table(tiny, between, emptied):
+    "The usual scripts do, and some leave the empty folder, too."
+    before = load(tiny, 'val')
+    for line in (tiny / 'val' / 'val_annotations.txt').read_text().splitlines():
+        name, wnid = line.split('\t')[:2]
+        (tiny / 'val' / wnid / between).mkdir(parents=True, exist_ok=True)
+        (tiny / 'val' / 'images' / name).rename(tiny / 'val' / wnid / between / name)
+    if not emptied: (tiny / 'val' / 'images').rmdir()
+    after = load(tiny, 'val')
+    assert after.classes == before.classes and dict(zip(after.ids, after.y.tolist())) == dict(zip(before.ids, before.y.tolist()))
+    assert all((tiny / source).is_file() for source in after.sources)
+
+
+def test_equal_names_below_a_class_are_kept_and_said(tmp_path):
+    "Their identities are equal: whatever is drawn comes in clumps."
+    for camera in range(2):
+        for k in range(3): paint(tmp_path / 'train' / 'a' / f'cam{camera}' / f'{k}.png', 3 * camera + k)
+    with pytest.warns(UserWarning, match='3 images have the identity of another, such as train/a/0') as told: images = load(tmp_path)
+    assert len([one for one in told if one.category is UserWarning]) == 1 and len(images) == 6 and len({*images.ids}) == 3
+
+
+def test_images_that_are_enlarged_are_not_the_images_themselves(tmp_path):
+    for k in range(2): paint(tmp_path / 'train' / 'ab'[k] / '0.png', k, (64, 64))
+    images = load(tmp_path)
+    ready = images.in_memory(64)
+    assert not ready.native and ready.image(1) == images.image(1) and ready.x.shape == (2, 3, 64, 64)
 
 
 def test_tiny_imagenet_with_a_table_that_does_not_fit(tiny):

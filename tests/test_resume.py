@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rded import cli, datasets, labels, models, observer, pipeline, recipes, resume, student
+from rded import cli, datasets, labels, models, observer, pipeline, recipes, resume, score, student
+from rded.images import to_image
 
 RECIPE = recipes.get('digits-conv3-ipc10')
 
@@ -89,6 +90,40 @@ def test_an_observer_goes_on_where_it_was_killed(digits, every_epoch, tmp_path):
     trained(keep, stop=3)
     again, told, said = trained(keep)
     assert same(again, whole) and told == info and [s.split(':')[0] for s in said] == ['epoch 3 of 4', 'epoch 4 of 4']
+
+
+def test_an_observer_of_mended_images_begins_anew(digits, every_epoch, tmp_path):
+    keep, said = tmp_path / 'x.safetensors', []
+    training = replace(RECIPE.observer_training, epochs=2, images_per_class=20)
+    mended = digits[0].subset(range(len(digits[0])))
+    mended.x[datasets.draw_order(mended, 0, 2)[0]] ^= 1
+    for images in (digits[0], digits[0], mended): observer.train_observer(images, digits[1], 'conv3', RECIPE.size, training, seed=2, keep=keep, log=said.append)
+    assert [s.split(':')[0] for s in said] == ['epoch 1 of 2', 'epoch 2 of 2'] * 2      # the second time nothing is left to do
+
+
+def test_a_student_judged_by_other_images_begins_anew(digits, made, every_epoch, tmp_path):
+    keep, told = tmp_path / 'x.safetensors', []
+    def by(images):
+        look = lambda net: {'top1': float(len(images)), 'top5': 0.0}
+        look.data = images.digest
+        return look
+    for val in (digits[1], digits[1], digits[1].subset(range(9))):
+        history = student.train_student(models.build('conv3', 10, RECIPE.size), made, labels.HardLabels(10), replace(RECIPE.training, epochs=2, batch_size=8), evaluate=by(val), keep=keep, log=told.append)
+    assert [r['epoch'] for r in told] == [1, 2] * 2 and history.best_top1 == 9
+
+
+def test_mended_files_are_scored_again(every_epoch, tmp_path, monkeypatch):
+    for k in range(8):
+        (tmp_path / 'data' / 'train' / 'ab'[k % 2]).mkdir(parents=True, exist_ok=True)
+        to_image(torch.full((3, 20, 20), 9 * k, dtype=torch.uint8)).save(tmp_path / 'data' / 'train' / 'ab'[k % 2] / f'{k}.png')
+    eye = observer.get_observer(models.build('conv3', 2, 16, ['a', 'b'], seed=0), datasets.load(tmp_path / 'data'))
+    monkeypatch.setattr(score, 'EVERY', 0)
+    def scored(keep=None): return score.score_images(datasets.load(tmp_path / 'data'), eye, size=16, preselect=4, crops=1, chunk=1, keep=keep).score
+    first = scored(tmp_path / 'kept')
+    torch.testing.assert_close(scored(tmp_path / 'kept'), first)
+    to_image(torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)).save(tmp_path / 'data' / 'train' / 'a' / '0.png')
+    again = scored(tmp_path / 'kept')
+    assert torch.equal(again, scored()) and not torch.equal(again, first)
 
 
 SLOW = 'import sys; from rded import cli, resume; resume.EVERY = 0; sys.exit(cli.main(sys.argv[1:]))'

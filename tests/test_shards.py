@@ -2,6 +2,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import random
 import shutil
@@ -19,7 +20,7 @@ from PIL import Image
 
 from rded import baselines, cli, datasets, distilled, export, pipeline, recipes, shards
 from rded.models import build
-from rded.observer import get_observer
+from rded.observer import get_observer, train_observer
 
 torch.set_num_threads(1)
 
@@ -252,6 +253,32 @@ def test_a_gzipped_bomb_of_one_name_stays_small(tmp_path):
     with pytest.raises(ValueError, match='a name of more than'): shards.load(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 2 ** 24
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize('listed', [True, False])
+def test_a_negative_class_is_none_and_is_counted(tmp_path, rows, listed):
+    files = [(f'{k}.jpg', rows[k][2]) for k in range(6)]
+    said = [(f'{k}.cls', str(k % 2).encode()) for k in range(4)] + [('4.cls', b'-1'), ('5.json', b'{"label": -7}')]
+    write_tar(tmp_path / 'train.tar', [one for pair in zip(files, said) for one in pair])
+    if listed: (tmp_path / 'classes.txt').write_text('a\nb\n')
+    found, told = warned(lambda: shards.load(tmp_path))
+    assert found.counts() == [2, 2] and found.classes == (['a', 'b'] if listed else ['0', '1'])
+    assert len(told) == 1 and '2 images have a negative number for a class, which is none, the first is train.tar!4.jpg' in told[0]
+
+
+def test_an_observer_of_shards_whose_splits_differ_is_refused(tmp_path, rows):
+    for split, classes in (('train', 'abc'), ('val', 'ac')): write_tar(tmp_path / f'{split}.tar', by_folder([(c, f'{k}', rows[k][2]) for c in classes for k in range(2)]))
+    splits = [datasets.load(tmp_path, split) for split in ('train', 'val')]
+    with pytest.raises(ValueError, match=r"different classes \(3 and 2\): 'b' is in train only"): train_observer(*splits, 'conv3', 16, recipes.observer_training('conv3', 'photos', 16))
+
+
+def test_what_is_kept_of_shards_is_taken_up_for_these_alone(tmp_path, rows):
+    for mode, ending in (('w', 'tar'), ('w:gz', 'tar.gz')):
+        root = deal(tmp_path / ending, rows, 2, by_folder, ending, mode)
+        before = datasets.load(root).digest()
+        assert datasets.load(root).digest() == before
+        os.utime(root / f'train-00001.{ending}', ns=(0, 0))
+        assert datasets.load(root).digest() != before
 
 
 def test_nothing_is_unpickled(tmp_path, rows):
