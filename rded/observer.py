@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom_and_flip', 'resized_one_by_one', 'line_weights',
            'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'check_same_classes',
-           'settings_of', 'stored_size', 'make_optimizer', 'step', 'train_epoch', 'augment', 'accuracy', 'plain',
-           'match_columns', 'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash', 'get_observer',
-           'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test', 'order_evidence',
-           'check_class_order', 'readable', 'complaint']
+           'settings_of', 'stored_size', 'make_optimizer', 'step', 'warmup_epochs', 'train_epoch', 'augment',
+           'accuracy', 'plain', 'match_columns', 'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash',
+           'get_observer', 'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test',
+           'order_evidence', 'check_class_order', 'readable', 'complaint']
 
 # %% ../nbs/08_observer.ipynb #56faa356
 import copy
@@ -184,13 +184,16 @@ def step(net, x, y, training, optimizer):
     optimizer.step()
     return loss.detach()
 
+def warmup_epochs(training):
+    "Epochs in which the rate rises: a fifth where the warm-up would fill the whole training, which has to come down, too."
+    return training.warmup_epochs if training.warmup_epochs < training.epochs else training.epochs / 5
+
 def train_epoch(net, images, optimizer, training, epoch, generator, device, workers, update=None) -> float:
     "One pass over the data in random order; the mean loss."
     net.train()
     update = update or (lambda x, y: step(net, x, y, training, optimizer))
     per_epoch = max(1, len(images) // training.batch_size)
-    rising = training.warmup_epochs if training.warmup_epochs < training.epochs else training.epochs / 5      # a brief training has to come down, too
-    steps, warmup = training.epochs * per_epoch, int(rising * per_epoch)
+    steps, warmup = training.epochs * per_epoch, int(warmup_epochs(training) * per_epoch)
     order = torch.randperm(len(images), generator=generator)
     total = torch.zeros((), device=device)
     for k in range(per_epoch):
