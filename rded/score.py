@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CHUNK_PIXELS', 'PART', 'COLUMNS', 'EVERY', 'TOLERANCE', 'ahead', 'in_memory', 'readable', 'Cutting', 'chunk_images',
-           'Draw', 'repaired', 'Candidates', 'Columns', 'Judge', 'kth_loss', 'undecided', 'first_guess', 'refine',
-           'Kept', 'forget', 'score_images', 'choose']
+           'Draw', 'repaired', 'Candidates', 'Columns', 'Room', 'Judge', 'kth_loss', 'undecided', 'first_guess',
+           'refine', 'Kept', 'forget', 'score_images', 'choose']
 
 # %% ../nbs/13_score.ipynb #752b28b5
 import json, secrets, shutil, threading, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
@@ -219,7 +220,30 @@ class Columns:
         return every
 
 # %% ../nbs/13_score.ipynb #4646c6d6
-_alone = threading.Lock()
+class Room:
+    "Lets in as many as come, or one alone, who waits until the others have left."
+    def __init__(self): self.door, self.inside, self.taken = threading.Condition(), 0, False
+
+    @contextmanager
+    def shared(self):
+        with self.door:
+            self.door.wait_for(lambda: not self.taken)
+            self.inside += 1
+        try: yield
+        finally:
+            with self.door: self.inside -= 1; self.door.notify_all()
+
+    @contextmanager
+    def alone(self):
+        with self.door:
+            self.door.wait_for(lambda: not self.taken)
+            self.taken = True
+            self.door.wait_for(lambda: not self.inside)
+        try: yield
+        finally:
+            with self.door: self.taken = False; self.door.notify_all()
+
+_memory = Room()
 
 @lru_cache
 def _once(text): warnings.warn(text)
@@ -239,10 +263,11 @@ class Judge:
 
     def of_chunk(self, crops, label):
         "The same of one chunk; where memory does not suffice, alone."
-        try: return self._look(crops, label)
+        try:
+            with _memory.shared(): return self._look(crops, label)
         except torch.OutOfMemoryError: pass
         _once(f'too little memory on {self.device} for all chunks at once: those that do not fit beside others are scored alone')
-        with _alone:
+        with _memory.alone():
             if self.device != 'cpu': torch.cuda.empty_cache()
             return self._look(crops, label)
 
@@ -400,16 +425,17 @@ def forget(
     "Remove what was put aside: the set is written."
     if folder: shutil.rmtree(folder, ignore_errors=True)
 
-def _data(images):
-    "A digest of the images and of what their files look like from outside: a mended one is scored again."
-    if hasattr(images, 'digest'): return ranks.first(images.digest)
+def _data(draw):
+    "A digest of the images and of what the drawn ones' files look like from outside: a mended one is scored again."
+    drawn = lambda: [i for c in range(len(draw.images.classes)) for i in draw_order(draw.images, c, draw.seed)[:draw.preselect]]
+    if hasattr(draw.images, 'digest'): return ranks.first(lambda: draw.images.digest(drawn()))
 
 def _key(draw, cutting, judge, precision):
     "A digest of what decides the scores of a part; None where the observer has no digest of its own."
     sha, device = getattr(judge.observer, 'sha256', None), torch.device(judge.device)
     kind = torch.cuda.get_device_name(device) if device.type == 'cuda' else torch.backends.cpu.get_cpu_capability()
     told = [sha, getattr(judge.observer, 'precision', None), precision, judge.size, judge.canvas, judge.chunk, kind, repr(cutting), draw.preselect, draw.each, draw.seed,
-            *map(version, ('torch', 'pillow', 'numpy')), digest64('\x1f'.join([*draw.images.ids, *draw.images.sources]).encode('utf-8', 'surrogateescape')), _data(draw.images)]
+            *map(version, ('torch', 'pillow', 'numpy')), digest64('\x1f'.join([*draw.images.ids, *draw.images.sources]).encode('utf-8', 'surrogateescape')), _data(draw)]
     return sha and digest64(json.dumps(told).encode())
 
 def _left(kept, columns, draw):
