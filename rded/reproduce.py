@@ -155,8 +155,9 @@ class Job:
     def labelled_by(self):
         "The name of the observer that scores and labels; None where another one labels, nobody does, or its name is not known beforehand."
         if self.labels == 'hard' or self.recipe.labeller_epochs: return None
-        file = self.given or observer_file('', self.recipe, self.data or self.recipe.data)
-        return file and Path(file).name
+        if self.given: return Path(self.given).name if re.fullmatch(r'[^,]*\.(safetensors|pth)', self.given) else None
+        file = observer_file('', self.recipe, self.data or self.recipe.data)
+        return file and file.name
 
     def left(self, out):
         "(method, seed) of the results that are not there; `ValueError` for one that is there and is of other settings."

@@ -343,6 +343,7 @@ def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
     ({}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, 'observer cifar10-conv3-32px-1epochs-seed0.safetensors, now cifar10-conv3-32px-18epochs-seed0.safetensors'),
     ({'observer_epochs': 4}, {'observer': 'cifar10-conv3-32px-18epochs-seed0.safetensors'}, 'now cifar10-conv3-32px-4epochs-seed0.safetensors'),
     ({'observer': 'mine.safetensors'}, {'observer': 'yours.safetensors'}, 'observer yours.safetensors, now mine.safetensors'),
+    ({'observer': 'resnet18'}, {'observer': 'resnet18@IMAGENET1K_V1'}, None),
     ({}, {'data': 'cifar10-noisy'}, 'data cifar10-noisy, now cifar10'),
     ({}, {'observer': 'yours.safetensors'}, None), ({'training': 'plus'}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, None)])
 def test_a_result_of_another_observer_or_other_data_is_not_taken_for_ours(fake, told, change, words):
