@@ -56,6 +56,8 @@ def draw(
     return torch.tensor([list(mine) for mine in classes]), torch.tensor([list(mine.values()) for mine in classes]), broken
 
 # %% ../nbs/31_baselines.ipynb #c748bf9c
+def _lossy(jpeg): return {'jpeg': jpeg} if jpeg else {}
+
 def centre_squares(
     sizes, # LongTensor [...,2]: height and width of images
 ):
@@ -70,11 +72,12 @@ def random_images(
     seed=0,
     workers=0,
     progress=None,
+    jpeg=None,    # quality of a JPEG they go through; None: none
 ):
     "Random whole images: the centred square of ipc images a class, as a `DistilledSet`."
     check_fits(images.counts(), ipc, 1, images.names)
     index, sizes, broken = draw(images, ipc, seed, workers)
-    return assemble(images, index.view(-1, 1), centre_squares(sizes).view(-1, 1, 4), size, settings={}, method='random-images', seed=seed,
+    return assemble(images, index.view(-1, 1), centre_squares(sizes).view(-1, 1, 4), size, settings=_lossy(jpeg), method='random-images', seed=seed,
                     broken=broken, workers=workers, progress=progress)
 
 # %% ../nbs/31_baselines.ipynb #2fd16224
@@ -94,13 +97,14 @@ def random_mosaics(
     method='random-mosaics',
     workers=0,
     progress=None,
+    jpeg=None,          # quality of a JPEG the stitched images go through; None: none
 ):
     "Random crops of factor² · ipc random images a class, stitched, as a `DistilledSet`."
     check_fits(images.counts(), ipc, factor, images.names)
     index, sizes, broken = draw(images, ipc * factor ** 2, seed, workers)
     box = _first_boxes(images, index, sizes, seed, scale)
     rows = arrange(torch.arange(index.numel()).view(index.shape), ipc).flatten(0, 1)
-    return assemble(images, index.flatten()[rows], box.flatten(0, 1)[rows], size, settings=dict(scale=list(scale)), method=method, seed=seed,
+    return assemble(images, index.flatten()[rows], box.flatten(0, 1)[rows], size, settings={'scale': list(scale), **_lossy(jpeg)}, method=method, seed=seed,
                     broken=broken, workers=workers, progress=progress)
 
 def random_crops(
@@ -111,9 +115,10 @@ def random_crops(
     scale=(0.08, 1.0),  # share of the image's area, from … to
     workers=0,
     progress=None,
+    jpeg=None,          # quality of a JPEG they go through; None: none
 ):
     "One random crop of each of ipc random images a class, as a `DistilledSet`."
-    return random_mosaics(images, ipc, size, 1, seed, scale, 'random-crops', workers, progress)
+    return random_mosaics(images, ipc, size, 1, seed, scale, 'random-crops', workers, progress, jpeg)
 
 # %% ../nbs/31_baselines.ipynb #a337e817
 ALIKE = 'herding', 'k-means', 'top-of-clusters', 'k-centre', 'facility-location', 'predictive', 'median', 'disagreement'
@@ -130,6 +135,7 @@ def whole_images(
     workers=0,
     device='cpu',
     progress=None,
+    jpeg=None,      # quality of a JPEG they go through; None: none
 ):
     "Whole images that an observer chooses: the centred square of ipc images a class, as a `DistilledSet`."
     if method not in WHOLE: raise ValueError(f'method {method!r}: choose one of {", ".join(WHOLE)}')
@@ -142,5 +148,5 @@ def whole_images(
     identities = {identity: n for n, identity in enumerate(sorted(images.ids[i] for i in drawn))}
     order = torch.tensor([identities[images.ids[i]] for i in drawn])
     rows = pick(WHOLE[method], score, images.y[index], ipc, order, len(images.classes), seed, found).view(-1, 1)
-    return assemble(images, index[rows], box[rows], size, settings=dict(preselect=preselect), method=method, seed=seed, score=score[rows],
+    return assemble(images, index[rows], box[rows], size, settings={'preselect': preselect, **_lossy(jpeg)}, method=method, seed=seed, score=score[rows],
                     observer=observer, broken=broken, workers=workers, progress=progress)

@@ -145,7 +145,7 @@ def _recipe(args, images, size, arch):
     if args.selection != 'top' and args.method != 'rded': raise ValueError(f'--selection {args.selection}: it is for --method rded, not {args.method}')
     classes, factor = len(images.classes), args.factor or paper_factor(size)
     one = args.method not in STITCHED      # one patch an image, whatever the factor
-    if args.jpeg and args.method != 'rded': raise ValueError(f'--jpeg {args.jpeg}: it is for --method rded, not {args.method}')
+    if args.jpeg and args.method == 'sre2l': raise ValueError(f'--jpeg {args.jpeg}: it is for images that are cut out, not for --method sre2l')
     if args.iterations and args.method != 'sre2l': raise ValueError(f'--iterations {args.iterations}: it is for --method sre2l, not {args.method}')
     if args.method != 'sre2l': check_fits(images.counts(), args.ipc, 1 if one else factor, images.classes, None if args.method in RANDOM else args.preselect)
     recovery = recovery_of(dataset_of(images.name) or images.name, size)
@@ -673,7 +673,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--size': dict(type=PIXELS, help="pixels; the observer's unless told"), '--selection': dict(default='top', help="which crops to keep ('top'); an unknown name lists all"),
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
         '--iterations': dict(type=whole(1), help="of the optimisation, for --method sre2l; the data set's number unless told"),
-        '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would, for --method rded (the published code: 75)'),
+        '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would, whichever method but sre2l chose them (the published code: 75)'),
         '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}; with an observer's labels and a brief training top-of-clusters is the best known"), '--out': dict(required=True, help='a new folder')}),
     'verify': (verify, 'check a distilled set or a folder of labels against what was written', {'set': dict(metavar='DIR'),
         '--data': dict(help='check the images it was made from, too: ' + DATA)}),

@@ -61,15 +61,15 @@ def distill(
 
 # %% ../nbs/41_pipeline.ipynb #5f63dca1
 def _whole(method):
-    return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, **how)
+    return lambda r, images, observer, seed, batch=None, **how: baselines.whole_images(images, observer, r.ipc, r.size, method, r.preselect, seed, jpeg=r.jpeg, **how)
 
 def _recovered(r, images, observer, seed, batch=None, workers=None, **how):
     return sre2l(images, observer, r.ipc, r.recovery or recovery_of(r.dataset, r.size), seed, **how)
 
 METHODS = {'rded': distill,
-           'random-images': lambda r, images, observer, seed, **_: baselines.random_images(images, ipc=r.ipc, size=r.size, seed=seed),
-           'random-crops': lambda r, images, observer, seed, **_: baselines.random_crops(images, ipc=r.ipc, size=r.size, seed=seed, scale=r.scale),
-           'random-mosaics': lambda r, images, observer, seed, **_: baselines.random_mosaics(images, ipc=r.ipc, size=r.size, factor=r.factor, seed=seed, scale=r.scale),
+           'random-images': lambda r, images, observer, seed, **_: baselines.random_images(images, ipc=r.ipc, size=r.size, seed=seed, jpeg=r.jpeg),
+           'random-crops': lambda r, images, observer, seed, **_: baselines.random_crops(images, ipc=r.ipc, size=r.size, seed=seed, scale=r.scale, jpeg=r.jpeg),
+           'random-mosaics': lambda r, images, observer, seed, **_: baselines.random_mosaics(images, ipc=r.ipc, size=r.size, factor=r.factor, seed=seed, scale=r.scale, jpeg=r.jpeg),
            **{method: _whole(method) for method in baselines.WHOLE}, 'sre2l': _recovered}
 
 def make_set(

@@ -92,9 +92,9 @@ def test_hard_labels_and_a_plain_folder(made, tmp_path, capsys):
 
 @pytest.mark.parametrize('method', ['random-images', 'random-crops', 'random-mosaics'])
 def test_baselines_are_one_flag_away_and_need_no_observer(method, data, tmp_path, capsys):
-    assert main(['distill', '--data', str(data), '--method', method, '--size', '16', '--factor', '2', '--ipc', '2', '--out', str(tmp_path / 'set')]) == 0
+    assert main(['distill', '--data', str(data), '--method', method, '--size', '16', '--factor', '2', '--ipc', '2', '--jpeg', '60', '--out', str(tmp_path / 'set')]) == 0
     manifest = json.loads((tmp_path / 'set' / 'rded.json').read_text())
-    assert manifest['method'] == method and len(manifest['images']) == 20
+    assert manifest['method'] == method and len(manifest['images']) == 20 and manifest['settings']['jpeg'] == 60
 
 
 def test_methods_are_the_pipelines():
@@ -330,7 +330,7 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--min-scale', 'nan', '--out', 's.safetensors'], "'nan': give a number above 0"),
     (['distill', '--data', 'nowhere', '--observer', 'nobody', '--ipc', '1', '--out', 'SET'], 'exists and is not empty'),      # before any work
     (['train', '--distilled', 'nowhere', '--hard', '--student', 'conv3', '--val', 'nowhere', '--out', 'OBS'], 'exists'),
-    (['distill', '--data', 'digits', '--method', 'random-images', '--size', '16', '--ipc', '1', '--jpeg', '5', '--out', 'x'], '--jpeg 5: it is for --method rded'),
+    (['distill', '--data', 'digits', '--method', 'sre2l', '--observer', 'OBS', '--ipc', '1', '--jpeg', '5', '--out', 'x'], '--jpeg 5: it is for images that are cut out'),
     (['train', '--recipe', 'digits-conv3-ipc10', '--training', 'plus', '--distilled', 'SET', '--hard', '--val', 'digits', '--out', 's.safetensors'], '--training plus: --recipe digits-conv3-ipc10 says'),
     (['relabel', '--recipe', 'digits-conv3-ipc10', '--training', 'plus', '--distilled', 'SET', '--observer', 'OBS', '--epochs', '1', '--out', 'l'], '--training plus: --recipe digits-conv3-ipc10 says'),
     (['observer', '--data', 'digits', '--dataset', 'cifar11', '--arch', 'conv3', '--size', '16', '--out', 'net.safetensors'], "'cifar11': choose from CIFAR-10"),
