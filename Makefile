@@ -47,7 +47,7 @@ AT_ONCE ?= 2
 METHOD ?= rded
 RDED := $(BIN)/python -m rded
 EYES := reports/observers
-runs/bars/observers/cifar10-resnet18-20epochs.safetensors: runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
+runs/bars/observers/cifar10-resnet18-10epochs.safetensors runs/bars/observers/cifar10-resnet18-20epochs.safetensors: runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --epochs $* --out $@ --workers 4 --quiet
 runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
@@ -60,7 +60,8 @@ endef
 # $(call CELL,recipe,data set,who scores,who labels,other options), in order of worth
 conv5 = $(EYES)/imagenette2-160-conv5-128px-$(1)epochs-seed0.safetensors
 resnet18 = runs/bars/observers/$(1)epochs.safetensors
-$(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
+$(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
+$(eval $(call CELL,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
 $(eval $(call CELL,imagenette-conv5-ipc50-long,imagenette2-160,$(call conv5,8),$(call conv5,67)))
 $(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100))
 $(eval $(call CELL,cifar10-resnet18-ipc50-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
