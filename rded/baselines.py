@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from .datasets import draw_order
-from .distilled import assemble, lossy
+from .distilled import assemble, jpeg_setting
 from .evidence import look
 from .files import hash64
 from .mosaic import arrange
@@ -75,7 +75,7 @@ def random_images(
     "Random whole images: the centred square of ipc images a class, as a `DistilledSet`."
     check_fits(images.counts(), ipc, 1, images.names)
     index, sizes, broken = draw(images, ipc, seed, workers)
-    return assemble(images, index.view(-1, 1), centre_squares(sizes).view(-1, 1, 4), size, settings=lossy(jpeg), method='random-images', seed=seed,
+    return assemble(images, index.view(-1, 1), centre_squares(sizes).view(-1, 1, 4), size, settings=jpeg_setting(jpeg), method='random-images', seed=seed,
                     broken=broken, workers=workers, progress=progress)
 
 # %% ../nbs/31_baselines.ipynb #2fd16224
@@ -102,7 +102,7 @@ def random_mosaics(
     index, sizes, broken = draw(images, ipc * factor ** 2, seed, workers)
     box = _first_boxes(images, index, sizes, seed, scale)
     rows = arrange(torch.arange(index.numel()).view(index.shape), ipc).flatten(0, 1)
-    return assemble(images, index.flatten()[rows], box.flatten(0, 1)[rows], size, settings={'scale': list(scale), **lossy(jpeg)}, method=method, seed=seed,
+    return assemble(images, index.flatten()[rows], box.flatten(0, 1)[rows], size, settings={'scale': list(scale), **jpeg_setting(jpeg)}, method=method, seed=seed,
                     broken=broken, workers=workers, progress=progress)
 
 def random_crops(
@@ -146,5 +146,5 @@ def whole_images(
     identities = {identity: n for n, identity in enumerate(sorted(images.ids[i] for i in drawn))}
     order = torch.tensor([identities[images.ids[i]] for i in drawn])
     rows = pick(WHOLE[method], score, images.y[index], ipc, order, len(images.classes), seed, found).view(-1, 1)
-    return assemble(images, index[rows], box[rows], size, settings={'preselect': preselect, **lossy(jpeg)}, method=method, seed=seed, score=score[rows],
+    return assemble(images, index[rows], box[rows], size, settings={'preselect': preselect, **jpeg_setting(jpeg)}, method=method, seed=seed, score=score[rows],
                     observer=observer, broken=broken, workers=workers, progress=progress)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PACKED', 'ABOUT', 'IMAGE', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'REAL',
-           'LIMITS', 'through_jpeg', 'lossy', 'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash',
+           'LIMITS', 'through_jpeg', 'jpeg_setting', 'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash',
            'DistilledSet', 'versions', 'described', 'assemble', 'synthesised', 'build', 'manifest_text',
            'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'save', 'load', 'escaped', 'code',
            'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate', 'version_changes',
@@ -40,7 +40,7 @@ def through_jpeg(
     to_image(x).save(buffer, 'JPEG', quality=quality)
     return to_tensor(read_image(buffer.getvalue()))
 
-def lossy(quality) -> dict: return {'jpeg': quality} if quality else {}    # what a set's settings say of it
+def jpeg_setting(quality) -> dict: return {'jpeg': quality} if quality else {}    # what a set's settings say of it
 
 def _cut(images, i, box, size):
     "One cell, uint8 [3,size,size]; `ValueError` that names the source where the box is not inside it."

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from . import baselines, datasets, models, ranks, resume
-from .distilled import DistilledSet, build, described, lossy, stored_bytes, versions
+from .distilled import DistilledSet, build, described, jpeg_setting, stored_bytes, versions
 from .evaluate import evaluate
 from .evidence import look
 from .files import check_same, load_tensors, locked, read_json, writable, write_json
@@ -57,7 +57,7 @@ def distill(
     seen = None if looks_at(recipe.selection) == 'score' else look(images, candidates.index, candidates.box, observer, size=recipe.size, factor=recipe.factor,
                                                                    canvas=recipe.canvas, workers=workers, device=device, progress=progress)
     chosen = choose(candidates, images, recipe.ipc, recipe.factor, recipe.selection, seed, seen)
-    return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **lossy(recipe.jpeg)}, observer=observer, workers=workers)
+    return build(images, candidates, chosen, size=recipe.size, factor=recipe.factor, settings={'selection': recipe.selection, **jpeg_setting(recipe.jpeg)}, observer=observer, workers=workers)
 
 # %% ../nbs/41_pipeline.ipynb #5f63dca1
 def _whole(method):
