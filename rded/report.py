@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FIELDS', 'MORE', 'BENCH', 'PLAN', 'BAD', 'FAULTS', 'EFFICIENCY', 'OBSERVERS', 'VINFORMATION', 'ALLOCATORS', 'GROWN',
            'SIDES', 'COUNTS', 'BAD_FIELDS', 'SAME', 'METHODS', 'WITHIN', 'OTHER_TABLES', 'UNITS', 'STYLES', 'PAPER',
-           'SPARE', 'LABELLED', 'WAYS', 'TOGETHER', 'SHAPE', 'FOUND', 'LEAST_WAYS', 'SPELLED', 'BAD_HEAD', 'HEAD',
-           'MOST_PANELS', 'FAULTS_HEAD', 'CHAPTERS', 'PICTURES', 'FINDINGS', 'check_result', 'read_results',
+           'SPARE', 'BEYOND', 'LABELLED', 'WAYS', 'TOGETHER', 'SHAPE', 'FOUND', 'LEAST_WAYS', 'SPELLED', 'BAD_HEAD',
+           'HEAD', 'MOST_PANELS', 'FAULTS_HEAD', 'CHAPTERS', 'PICTURES', 'FINDINGS', 'check_result', 'read_results',
            'read_benches', 'read_bad_input', 'read_plans', 'Stat', 'stat', 'difference', 'Cell', 'cells', 'baseline',
            'escape', 'markdown', 'verdict', 'accuracy_row', 'paper_rows', 'duration', 'size_text', 'cost_row',
-           'run_row', 'observer_rows', 'draw', 'choice_gaps', 'choice_rows', 'draw_choice', 'speed_rows', 'rank_rows',
-           'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows', 'draw_cost', 'cross_grids', 'draw_cross', 'read_found',
-           'efficiency_rows', 'cost_rows', 'against_time', 'draw_time', 'agreement_rows', 'p_value', 'foretold_rows',
-           'set_rows', 'draw_sets', 'damage_rows', 'malformed_rows', 'main_cells', 'tables', 'figures', 'fault_rows',
-           'page', 'write_report']
+           'run_row', 'observer_rows', 'draw', 'beyond', 'beyond_rows', 'draw_beyond', 'choice_gaps', 'choice_rows',
+           'draw_choice', 'speed_rows', 'rank_rows', 'draw_speed', 'scan_rows', 'draw_scan', 'plan_rows', 'draw_cost',
+           'cross_grids', 'draw_cross', 'read_found', 'efficiency_rows', 'cost_rows', 'against_time', 'draw_time',
+           'agreement_rows', 'p_value', 'foretold_rows', 'set_rows', 'draw_sets', 'damage_rows', 'malformed_rows',
+           'main_cells', 'tables', 'figures', 'fault_rows', 'page', 'write_report']
 
 # %% ../nbs/42_report.ipynb #98d9589b
 import csv, io, re, statistics, textwrap
@@ -295,11 +295,15 @@ def _line(ax, points, label, style):
     ax.errorbar(x, y, error, color=colour, marker=marker, ls=line, mfc=face, ms=6, lw=1.5, capsize=3, label=label)
 
 def _panel(ax, cells, styles, title):
-    "One panel: at each IPC the published point and the methods stand side by side."
-    place = {ipc: k for k, ipc in enumerate(sorted({c.ipc for c in cells}))}
+    "One panel: the published points and the methods."
     series = {'published RDED': ([(c.ipc, c.published.top1, c.published.std or 0) for c in cells if c.published], PAPER)}
     for m, style in styles.items(): series[_ours(m)] = [(c.ipc, c.top1.mean, c.top1.std or 0) for c in cells if c.method == m], (*style, None)
+    _side_by_side(ax, series, title)
+
+def _side_by_side(ax, series, title):
+    "{label: ([(IPC, mean, deviation)], style)} in one panel: at each IPC they stand side by side."
     series = {label: (sorted(points), style) for label, (points, style) in series.items() if points}
+    place = {ipc: k for k, ipc in enumerate(sorted({ipc for points, _ in series.values() for ipc, _, _ in points}))}
     for k, (label, (points, style)) in enumerate(series.items()):
         aside = 0.14 * (k - (len(series) - 1) / 2)
         _line(ax, [(place[ipc] + aside, y, e) for ipc, y, e in points], label, style)
@@ -316,6 +320,19 @@ def _limits(values):
     aside = max(4, (20 - (high - low)) / 2)
     return max(0, low - aside), min(100, high + aside)
 
+def _in_panels(drawers):
+    "A Figure of panels, three a row, on one scale; each drawer is given its axes."
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    columns, rows = min(3, len(drawers)), -(-len(drawers) // 3)
+    with style.context('default'):
+        fig = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=100, layout='constrained')
+        axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
+        for drawer, ax in zip(drawers, axes): drawer(ax)
+    limits = [ax.get_ylim() for ax in axes[:len(drawers)]]
+    for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(drawers) else ax.axis('off')
+    return fig
+
 def _panel_of(cell):
     "What the cells of a panel share: everything but IPC and method."
     variant = re.sub(r'ipc\d+', 'ipc', cell.recipe)
@@ -323,22 +340,50 @@ def _panel_of(cell):
 
 def draw(cells):
     "Accuracy against IPC of one data set's cells, a panel per (recipe but for its IPC, student, training, observer): a matplotlib Figure."
-    from matplotlib import style
-    from matplotlib.figure import Figure
     panels = {}
     for c in sorted(cells, key=_panel_of): panels.setdefault(_panel_of(c), []).append(c)
     others = sorted({c.method for c in cells} - set(STYLES))
     styles = STYLES | {m: SPARE[k % len(SPARE)] for k, m in enumerate(others)}
-    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
-    with style.context('default'):
-        fig = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=100, layout='constrained')
-        axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
-        for ((variant, student, training, observer, _), own), ax in zip(panels.items(), axes):
-            told = '' if own[0].recipe in RECIPES else f' ({variant})'
-            _panel(ax, own, styles, f'{own[0].dataset}: {observer} → {student}, {training}{told}')
-    limits = [ax.get_ylim() for ax in axes[:len(panels)]]
-    for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(panels) else ax.axis('off')
-    return fig
+    def one(panel, own):
+        variant, student, training, observer, _ = panel
+        told = '' if own[0].recipe in RECIPES else f' ({variant})'
+        return lambda ax: _panel(ax, own, styles, f'{own[0].dataset}: {observer} → {student}, {training}{told}')
+    return _in_panels([one(*p) for p in panels.items()])
+
+
+# %% ../nbs/42_report.ipynb #2b918f66
+BEYOND = {'paper': ("the paper's training, here", '#0072B2', 'o', '-'), 'plus': ('plus', '#D55E00', 's', '--'), 'long': ('long', '#009E73', '^', ':')}
+
+def beyond(table):
+    "{(data set, student): {(IPC, training): Cell}}: RDED by the paper's training, `plus` and `long`, labelled by an observer, where one of the latter two was run; of several observers the one with the most seeds."
+    found = {}
+    for c in sorted(table, key=lambda c: -c.top1.n):
+        named = re.fullmatch(r'(paper)|(plus|long)(, epochs \d+)?', c.training)
+        if c.method == 'rded' and named and _plain(c) in RECIPES: found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, named[1] or named[2]), c)
+    in_order = lambda cell: (cell[0][0], list(BEYOND).index(cell[0][1]))
+    return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
+
+def _plain(cell): return re.sub('-(plus|long)$', '', cell.recipe)
+
+def _published(cell):
+    r = RECIPES[_plain(cell)]
+    return r.published if (cell.dataset, cell.ipc) == (r.dataset, r.ipc) else None
+
+def beyond_rows(grids):
+    "A row a cell of `plus` and `long`."
+    return [{'data set': dataset, 'student': student, 'IPC': ipc, 'published': (p := _published(c)), "the paper's training, here": (own := grid.get((ipc, 'paper'))) and own.top1,
+             'training': c.training, 'top-1, last epoch': c.top1, 'minus published': p and difference(c.top1, p.top1, p.std), 'verdict': p and verdict(c.top1, p),
+             'labelled by': c.observer['name'], 'updates': c.updates}
+            for (dataset, student), grid in grids.items() for (ipc, training), c in grid.items() if training != 'paper']
+
+def draw_beyond(grids):
+    "Accuracy against IPC, a panel a data set and student: a matplotlib Figure."
+    def one(place, grid):
+        series = {'published RDED': (sorted({(ipc, p.top1, p.std or 0) for (ipc, _), c in grid.items() if (p := _published(c))}), PAPER)}
+        for training, (label, *style) in BEYOND.items(): series[label] = [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if t == training], (*style, None)
+        return lambda ax: _side_by_side(ax, series, ', '.join(place))
+    return _in_panels([one(*g) for g in grids.items()])
+
 
 # %% ../nbs/42_report.ipynb #3603750a
 LABELLED = {'-hard': 'classes alone', ', labels fixed': 'one soft label', ', labels full': 'recorded views', '': 'every view'}     # by what follows the training's name
@@ -698,7 +743,7 @@ def tables(results):
     return {'accuracy': [accuracy_row(c, table) for c in table], 'cost': [cost_row(c) for c in table],
             'observers': observer_rows(table), 'runs': [run_row(r) for r in sorted(results, key=lambda r: r['file'])]}
 
-MOST_PANELS = 6    # of a figure: where there are more, variants of recipes stand in the tables alone
+MOST_PANELS = 6    # of a figure: where there are more, variants of recipes stand in the tables, and plus and long in a figure of their own
 
 def figures(results):
     "Accuracy against images a class: {file name: (data set, Figure)}."
@@ -719,6 +764,7 @@ def fault_rows(found):
 
 CHAPTERS = (    # title, what is said of it, its pictures with their captions, its tables
     ("The paper's main table", 'Under each network: ours, last epoch, mean ± deviation (seeds), and its verdict; then the published value, the best of several evaluations on the test set.', {}, ('paper',)),
+    ('Beyond the paper', 'The same images under `plus` and `long`, the named trainings: last epoch, the published value beside it. They take more updates than the paper and mostly another labeller, so they say how far these images go, not that the paper was wrong. Conv-3 on CIFAR-10, where the settings were chosen, stands in `nbs/reproduce/ladder.ipynb`.', {'beyond': "Top-1 against images per class: published, the paper's training here, plus and long"}, ('beyond',)),
     ('What the choice of images is worth', 'RDED minus as many random ones, the same training and labels, paired over the seeds that both have, with Student intervals of 95 %; one seed has none and is drawn hollow. From left to right the observer tells the student more.', {'choice': 'RDED minus random sets, by what labels them'}, ('choice',)),
     ('The images', '', {'sets': 'The first image of each class, a row a set'}, ()),
     ('From one network to another', '', {'cross': 'Top-1 (%), last epoch: observers down, students across; in brackets what was published'}, ()),
@@ -796,6 +842,7 @@ def write_report(
     more, others = _measured(results, table)
     made |= more | ({'paper': rows} if (rows := paper_rows(table)) else {})
     if grids := cross_grids(table): others['cross'] = draw_cross(grids)
+    if further := beyond(table): made['beyond'], others['beyond'] = beyond_rows(further), draw_beyond(further)
     if gaps := choice_gaps(table): made['choice'], others['choice'] = choice_rows(gaps), draw_choice(gaps)
     if rows := set_rows(table, sets) if sets else []: others['sets'] = draw_sets(rows)
     if sets and not rows: raise ValueError(f'{sets}: holds no set of these results, as {table[0].recipe}-{table[0].method}-seed{table[0].results[0]["seed"]}: give the folder sets/ of the runs')
