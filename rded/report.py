@@ -367,7 +367,7 @@ def _plain(cell): return re.sub('-(plus|long)$', '', cell.recipe)
 
 def _published(cell):
     r = RECIPES[_plain(cell)]
-    return r.published if (cell.dataset, cell.ipc) == (r.dataset, r.ipc) else None
+    return r.published if (cell.dataset, cell.ipc, citable(cell.student)) == (r.dataset, r.ipc, citable(r.student)) else None
 
 def beyond_rows(grids):
     "A row a cell of `plus` and `long`."
