@@ -352,7 +352,7 @@ def draw(cells):
 
 
 # %% ../nbs/42_report.ipynb #2b918f66
-BEYOND = {'paper': ("the paper's training, here", '#0072B2', 'o', '-'), 'plus': ('plus', '#D55E00', 's', '--'), 'long': ('long', '#009E73', '^', ':')}
+BEYOND = dict(zip(('paper', 'plus', 'long'), zip(("the paper's training, here", 'plus', 'long'), STYLES.values())))
 
 def beyond(table):
     "{(data set, student): {(IPC, training): Cell}}: RDED by the paper's training, `plus` and `long`, labelled by an observer, where one of the latter two was run; of several observers the one with the most seeds."
@@ -380,7 +380,7 @@ def draw_beyond(grids):
     "Accuracy against IPC, a panel a data set and student: a matplotlib Figure."
     def one(place, grid):
         series = {'published RDED': (sorted({(ipc, p.top1, p.std or 0) for (ipc, _), c in grid.items() if (p := _published(c))}), PAPER)}
-        for training, (label, *style) in BEYOND.items(): series[label] = [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if t == training], (*style, None)
+        for training, (label, style) in BEYOND.items(): series[label] = [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if t == training], (*style, None)
         return lambda ax: _side_by_side(ax, series, ', '.join(place))
     return _in_panels([one(*g) for g in grids.items()])
 
