@@ -9,7 +9,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'HEADER'
            'save', 'load_safetensors', 'shapes', 'outline', 'our_key', 'unwrap', 'recognise', 'load_checkpoint',
            'imagenet_classes', 'released', 'released_torchvision', 'released_timm', 'load', 'pick_device',
            'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'by_batch_statistics', 'in_bfloat16',
-           'keep_freed_memory', 'predict']
+           'fused', 'keep_freed_memory', 'predict']
 
 # %% ../nbs/04_models.ipynb #b74dbf6c
 import copy
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from .files import check_fields, load_tensors, save_tensors
 
@@ -42,7 +43,7 @@ class ConvNet(nn.Module):
         if size < 2 ** depth: raise ValueError(f'conv{depth} halves its input {depth} times, so images of {size} px are too small: use at least {2 ** depth} px or fewer blocks')
         layers = []
         for d in range(depth):
-            layers += [nn.Conv2d(width if d else 3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.AvgPool2d(2)]
+            layers += [nn.Conv2d(width if d else 3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (size >> depth) ** 2, num_classes)
 
@@ -445,9 +446,22 @@ def by_batch_statistics(net: Network) -> Network:
 def in_bfloat16(net: Network) -> Network:
     "A copy whose matrices and filters are bfloat16, for use within `reckoning(…, 'bfloat16')`; the network itself stays."
     half = copy.deepcopy(net)
+    half.body = fused(half)
     for module in half.body.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(torch.bfloat16)
+        if isinstance(module, nn.ReLU): module.inplace = False
     return half
+
+@torch.no_grad()
+def fused(net: Network) -> nn.Module:
+    "The network's body with each BatchNorm taken into the convolution before it; as it is where that cannot be, or changes an answer."
+    if net.training or not any(isinstance(m, nn.BatchNorm2d) and m.track_running_stats for m in net.body.modules()): return net.body
+    x = torch.rand(2, 3, net.size, net.size, generator=torch.Generator().manual_seed(0)).to(net.mean.device)
+    try:
+        other = fuse(net.body).to(memory_format=torch.channels_last)
+        asked, told = net(x), other(net.normalise(x))
+    except Exception: return net.body   # torch.fx raises whatever the network's own code does with its stand-ins
+    return other if torch.allclose(asked, told, rtol=1e-3, atol=1e-3 * asked.abs().max().item()) else net.body
 
 # %% ../nbs/04_models.ipynb #10708c8f
 def keep_freed_memory() -> bool:
