@@ -3,7 +3,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_MODULES = ("files", "images", "datasets", "shards", "models", "replay", "ranks", "resume", "observer", "patches", "select", "mosaic", "score", "distilled", "export", "evidence",
+_MODULES = ("files", "images", "datasets", "shards", "models", "replay", "ranks", "resume", "optimizers", "observer", "patches", "select", "mosaic", "score", "distilled", "export", "evidence",
             "views", "labels", "student", "evaluate", "fair", "vinformation", "baselines", "sre2l", "recipes", "pipeline", "report", "prepare", "reproduce", "bench", "plan", "cli", "compare", "damage", "faults")
 
 

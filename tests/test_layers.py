@@ -10,15 +10,15 @@ import pytest
 import rded
 
 ROOT = Path(rded.__file__).parent
-BASE = ('files images datasets shards models replay ranks resume observer patches select mosaic score distilled export evidence views labels student evaluate fair '
+BASE = ('files images datasets shards models replay ranks resume optimizers observer patches select mosaic score distilled export evidence views labels student evaluate fair '
         'vinformation baselines sre2l recipes pipeline').split()
 MAY = {
     'files': '', 'images': '', 'datasets': 'files images', 'shards': 'files images datasets', 'models': 'files',
-    'replay': '', 'observer': 'files datasets models replay resume', 'ranks': '', 'resume': 'files ranks', 'patches': '', 'select': '', 'mosaic': '',
+    'replay': '', 'optimizers': 'models', 'observer': 'files datasets models replay resume optimizers', 'ranks': '', 'resume': 'files ranks', 'patches': '', 'select': '', 'mosaic': '',
     'score': 'files images datasets models observer ranks patches select mosaic', 'distilled': 'files images datasets patches mosaic',
     'export': 'files images distilled',
     'evidence': 'images models mosaic patches',
-    'views': 'mosaic', 'labels': 'files replay distilled views', 'student': 'files models replay ranks resume distilled views labels',
+    'views': 'mosaic', 'labels': 'files replay distilled views', 'student': 'files models replay ranks resume optimizers distilled views labels',
     'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled mosaic patches',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files replay observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',

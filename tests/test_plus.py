@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rded import cli, datasets, pipeline, recipes
+from rded import cli, datasets, optimizers, pipeline, recipes
 from rded.files import read_json
 from rded.observer import get_observer
 
@@ -90,11 +90,19 @@ def test_a_student_learns_with_every_optimiser(optimizer):
     net = build('conv3', 10, 16, seed=0)
     student.train_student(net, made, HardLabels(10), training, seed=0)
     assert evaluate(net, val)['top1'] > 60
-    assert set(student.OPTIMIZERS) == set(recipes.OPTIMIZERS)
+    assert set(optimizers.OPTIMIZERS) == set(recipes.OPTIMIZERS)
+
+
+def test_an_observer_is_trained_by_muon_where_it_is_asked_for(tmp_path):
+    cli._call(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--epochs', '2', '--optimizer', 'muon', '--out', str(tmp_path / 'eye.safetensors'), '--json', str(tmp_path / 'eye.json'), '--quiet'])
+    told = read_json(tmp_path / 'eye.json')
+    assert told['top1'] > 90 and {k: told['training'][k] for k in recipes.MUON} == recipes.MUON
+    assert get_observer(tmp_path / 'eye.safetensors').nets[0].info['training']['optimizer'] == 'muon'
 
 
 def test_unknown_optimisers_and_impossible_checkpoints_are_refused():
-    with pytest.raises(ValueError, match="optimizer is 'lion'.*muon"): replace(recipes.get('digits-conv3-ipc10').training, optimizer='lion')
+    for training in (recipes.get('digits-conv3-ipc10').training, recipes.OBSERVERS['digits', None]):
+        with pytest.raises(ValueError, match="optimizer is 'lion'.*muon"): replace(training, optimizer='lion')
     with pytest.raises(ValueError, match='stop is 7: give an epoch from 1 to 6'): replace(recipes.OBSERVERS['digits', None], stop=7)
 
 
