@@ -113,7 +113,8 @@ def observer(args, progress):
     dataset = args.dataset and _citable(args.dataset)
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, dataset or recipes.dataset_of(images.name) or images.name, size)
-    training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, **(recipes.MUON if args.optimizer == 'muon' else {}), precision=models.pick_precision(args.precision, device))
+    changes = {**(recipes.MUON if args.optimizer == 'muon' else {}), **({'lr': args.lr} if args.lr else {})}
+    training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, **changes, precision=models.pick_precision(args.precision, device))
     net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out))
     result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info}
     _write(args.json, result)
@@ -664,6 +665,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--stop': dict(type=whole(1), metavar='N', help='end after N of the epochs: an early checkpoint, which teaches small sets better'),
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
         '--optimizer': dict(choices=('sgd', 'muon'), default='sgd', help='how it steps: sgd, as published, or muon, which knows more after as many epochs (sgd)'),
+        '--lr': dict(type=share, metavar='R', help="its highest learning rate; the recipe's or the optimiser's own unless told"),
         '--precision': PRECISION,
         '--out': dict(required=True, help='FILE.safetensors')}),
     'distill': (distill, 'distill images into a few per class', {
