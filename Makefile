@@ -62,9 +62,9 @@ conv5 = $(EYES)/imagenette2-160-conv5-128px-$(1)epochs-seed0.safetensors
 resnet18 = runs/bars/observers/$(1)epochs.safetensors
 $(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
 $(eval $(call CELL,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
-$(eval $(call CELL,imagenette-conv5-ipc50-long,imagenette2-160,$(call conv5,8),$(call conv5,67)))
+$(eval $(call CELL,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67)))
 $(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100))
-$(eval $(call CELL,cifar10-resnet18-ipc50-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
+$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-20)))
 $(eval $(call CELL,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
@@ -76,7 +76,7 @@ cells: $(foreach cell,$(cells),$(if $(wildcard reports/results/$(cell)),,runs/ba
 bars: $(SETUP)
 	mkdir -p runs/bars/results runs/bars/observers
 	-timeout $(MINUTES)m sh -c '$(MAKE) -k -j $(AT_ONCE) cells || $(MAKE) -k -j $(AT_ONCE) cells'    # a training that died of the GPU is tried once more
-	for f in reports/results/*-plus-*.json reports/results/*-long-*.json; do test ! -e $$f -o -e runs/bars/results/$${f##*/} || cp $$f runs/bars/results/; done
+	for f in reports/results/*-plus-*.json reports/results/*-long-*.json reports/results/*-steady-*.json; do test ! -e $$f -o -e runs/bars/results/$${f##*/} || cp $$f runs/bars/results/; done
 	$(RDED) report --results runs/bars/results --out runs/bars/report
 
 DEVICES ?= 0,0

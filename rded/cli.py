@@ -348,7 +348,7 @@ def _changed(args, training, made):
 
 def _one_protocol(args):
     "ValueError where --recipe and --training both say how to train."
-    if args.recipe and args.training: raise ValueError(f'--training {args.training}: --recipe {args.recipe} says the training, give one of them (RECIPE-plus and RECIPE-long are recipes, too)')
+    if args.recipe and args.training: raise ValueError(f'--training {args.training}: --recipe {args.recipe} says the training, give one of them (RECIPE-plus, RECIPE-long and RECIPE-steady are recipes, too)')
 
 def _views_of(args, made, observer):
     "The named training for the views of a set; what its learning rate is does not matter here."
@@ -656,7 +656,7 @@ OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision nam
 MIN_SCALE = dict(type=share, metavar='S', help="the smallest crop, as a share of the image; the recipe's or training's own, else 1/F of a set of F × F patches, and of whole images 1/2 from 128 px on, else 1, unless told")
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
-TRAININGS = ('paper', 'plus', 'long')     # recipes', without its imports
+TRAININGS = ('paper', 'plus', 'long', 'steady')     # recipes', without its imports
 BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan', 'faults')     # bench's, without its imports
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
@@ -710,7 +710,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--out': dict(required=True, help='FILE.safetensors')}),
     'evaluate': (evaluate, 'measure a network on the validation images', {
         '--model': dict(required=True, help='a file, or a name with weights'), '--data': dict(required=True, help=DATA), '--size': dict(type=PIXELS, help='pixels')}),
-    'recipes': (recipes, 'list the recipes, or show one', {'name': dict(nargs='?', metavar='NAME', help='one of them; NAME-plus and NAME-long have that training and its own labeller')}),
+    'recipes': (recipes, 'list the recipes, or show one', {'name': dict(nargs='?', metavar='NAME', help='one of them; NAME-plus, NAME-long and NAME-steady have that training and its own labeller')}),
     'run': (run, 'run a recipe: distill, train and evaluate, seed by seed', {
         'recipe': dict(metavar='RECIPE'), '--data': dict(help="DATA; the recipe's own unless told"), '--observer': dict(help=OBSERVER + '; trained where none is given'),
         '--labeller': dict(metavar='O', help='labels in place of the observer, which then scores alone; several, separated by commas, by their mean logits'),

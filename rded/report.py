@@ -352,25 +352,25 @@ def draw(cells):
 
 
 # %% ../nbs/42_report.ipynb #2b918f66
-BEYOND = dict(zip(('paper', 'plus', 'long'), zip(("the paper's training, here", 'plus', 'long'), STYLES.values())))
+BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's training, here", 'plus', 'long', 'steady'), STYLES.values())))
 
 def beyond(table):
-    "{(data set, student): {(IPC, training): Cell}}: RDED by the paper's training, `plus` and `long`, labelled by an observer, where one of the latter two was run; of several observers the one with the most seeds."
+    "{(data set, student): {(IPC, training): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, labelled by an observer, where one of the latter three was run; of several observers the one with the most seeds."
     found = {}
     for c in sorted(table, key=lambda c: -c.top1.n):
-        named = re.fullmatch(r'(paper)|(plus|long)(, epochs \d+)?', c.training)
+        named = re.fullmatch(r'(paper)|(plus|long|steady)(, epochs \d+)?', c.training)
         if c.method == 'rded' and named and _plain(c) in RECIPES: found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, named[1] or named[2]), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(cell[0][1]))
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
 
-def _plain(cell): return re.sub('-(plus|long)$', '', cell.recipe)
+def _plain(cell): return re.sub('-(plus|long|steady)$', '', cell.recipe)
 
 def _published(cell):
     r = RECIPES[_plain(cell)]
     return r.published if (cell.dataset, cell.ipc, citable(cell.student)) == (r.dataset, r.ipc, citable(r.student)) else None
 
 def beyond_rows(grids):
-    "A row a cell of `plus` and `long`."
+    "A row a cell of `plus`, `long` and `steady`."
     return [{'data set': dataset, 'student': student, 'IPC': ipc, 'published': (p := _published(c)), "the paper's training, here": (own := grid.get((ipc, 'paper'))) and own.top1,
              'training': c.training, 'top-1, last epoch': c.top1, 'minus published': p and difference(c.top1, p.top1, p.std), 'verdict': p and verdict(c.top1, p),
              'labelled by': c.observer['name'], 'updates': c.updates}

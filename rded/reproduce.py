@@ -100,7 +100,7 @@ def recipe_of(
     small=False,    # the same code on a few digits
     epochs=0,       # of the student; 0: the recipe's own
     observer_epochs=0, # of an observer that is trained; 0: the recipe's own
-    training='paper',  # 'plus' and 'long' add to the recipe's name
+    training='paper',  # 'plus', 'long' and 'steady' add to the recipe's name
     **values,       # of the cell's parameters
 ):
     "The recipe of one cell."
