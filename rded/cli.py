@@ -8,7 +8,7 @@ __all__ = ['REMEDIES', 'STITCHED', 'FORMATS', 'PIXELS', 'SEED', 'RANDOM', 'WHOLE
            'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings', 'free_folder', 'free_file', 'observer',
            'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export', 'relabel', 'train', 'evaluate', 'recipes',
            'run', 'prepare', 'reproduce', 'bench', 'plan', 'report', 'Parser', 'whole', 'several', 'amount', 'pair',
-           'share', 'setting', 'listed', 'method', 'parser', 'Interrupts', 'heard', 'main']
+           'share', 'fraction', 'setting', 'listed', 'method', 'parser', 'Interrupts', 'heard', 'main']
 
 # %% ../nbs/47_cli.ipynb #1c453164
 import _thread, argparse, errno, os, shlex, signal, sys, threading, time, warnings
@@ -113,7 +113,7 @@ def observer(args, progress):
     dataset = args.dataset and _citable(args.dataset)
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, dataset or recipes.dataset_of(images.name) or images.name, size)
-    changes = {**(recipes.MUON if args.optimizer == 'muon' else {}), **({'lr': args.lr} if args.lr else {})}
+    changes = {**(recipes.MUON if args.optimizer == 'muon' else {}), **({'lr': args.lr} if args.lr else {}), 'label_smoothing': args.label_smoothing}
     training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, **changes, precision=models.pick_precision(args.precision, device))
     net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out))
     result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info}
@@ -631,6 +631,13 @@ def share(text):
     if not 0 < value <= 1: raise argparse.ArgumentTypeError(f'{text!r}: give a number above 0, 1 at most')
     return value
 
+def fraction(text):
+    "An argument type: a number from 0 on, below 1."
+    try: value = float(text)
+    except ValueError: value = -1
+    if not 0 <= value < 1: raise argparse.ArgumentTypeError(f'{text!r}: give a number from 0 on, below 1')
+    return value
+
 def setting(text):
     "As `pair`, its value a number, true or false where it reads as one."
     import json
@@ -666,6 +673,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
         '--optimizer': dict(choices=('sgd', 'muon'), default='sgd', help='how it steps: sgd, as published, or muon, which knows more after as many epochs (sgd)'),
         '--lr': dict(type=share, metavar='R', help="its highest learning rate; the recipe's or the optimiser's own unless told"),
+        '--label-smoothing': dict(type=fraction, metavar='S', help="share of the labels that is spread over all classes; the recipe's unless told (0.1)"),
         '--precision': PRECISION,
         '--out': dict(required=True, help='FILE.safetensors')}),
     'distill': (distill, 'distill images into a few per class', {

@@ -94,10 +94,17 @@ def test_a_student_learns_with_every_optimiser(optimizer):
 
 
 def test_an_observer_is_trained_by_muon_where_it_is_asked_for(tmp_path):
-    cli._call(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--epochs', '2', '--optimizer', 'muon', '--out', str(tmp_path / 'eye.safetensors'), '--json', str(tmp_path / 'eye.json'), '--quiet'])
+    cli._call(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--epochs', '2', '--optimizer', 'muon', '--label-smoothing', '0', '--out', str(tmp_path / 'eye.safetensors'), '--json', str(tmp_path / 'eye.json'), '--quiet'])
     told = read_json(tmp_path / 'eye.json')
-    assert told['top1'] > 90 and {k: told['training'][k] for k in recipes.MUON} == recipes.MUON
+    assert told['top1'] > 90 and {k: told['training'][k] for k in recipes.MUON} == recipes.MUON and told['training']['label_smoothing'] == 0
     assert get_observer(tmp_path / 'eye.safetensors').nets[0].info['training']['optimizer'] == 'muon'
+
+
+@pytest.mark.parametrize('option, value', [('--lr', '0'), ('--lr', 'nan'), ('--label-smoothing', '1'), ('--label-smoothing', '-0.1'), ('--label-smoothing', 'some'), ('--optimizer', 'lion')])
+def test_rates_and_smoothing_that_cannot_be_are_refused_in_a_line(tmp_path, capsys, option, value):
+    assert cli.main(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', option, value, '--out', str(tmp_path / 'eye.safetensors')]) == 2
+    told = capsys.readouterr().err.strip()
+    assert option in told and '\n' not in told and not list(tmp_path.iterdir())
 
 
 def test_unknown_optimisers_and_impossible_checkpoints_are_refused():
