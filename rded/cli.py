@@ -483,7 +483,7 @@ def run(args, progress):
     from rded.recipes import changed, get
     recipe, device = get(args.recipe), models.pick_device(args.device)
     recipe = replace(recipe, training=changed(recipe.training, epochs=args.epochs))
-    return pipeline.run(recipe, args.data or recipe.data, args.observer, args.out, args.seeds or [args.seed], args.methods, labels='hard' if args.hard else 'region', labeller=args.labeller,
+    return pipeline.run(recipe, args.data or recipe.data, args.observer, args.out, args.seeds or [args.seed], args.methods, labels='hard' if args.hard else 'region', labeller=args.labeller, students=args.keep_students,
                         check=not args.no_check, download=args.download, spares=args.spares, device=device, batch=args.batch or 1024, workers=args.workers,
                         precision=args.precision, command=args.command_line, note=args.note, progress=progress)
 
@@ -724,6 +724,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--labeller': dict(metavar='O', help='labels in place of the observer, which then scores alone; several, separated by commas, by their mean logits'),
         '--seeds': dict(type=several(SEED), help='as 0,1,2'), '--methods': dict(type=several(method), default=['rded', 'random-images'], help='as rded,random-images'),
         '--epochs': dict(type=whole(1), help="the recipe's number unless told"), '--hard': dict(action='store_true', help='labels are the classes'),
+        '--keep-students': dict(action='store_true', help='save each student that is trained, in OUT/students'),
         '--note': NOTE, '--precision': PRECISION,
         '--spares': SPARES,
         '--out': dict(required=True, help='a folder; what stands there is not done again')}),

@@ -206,6 +206,7 @@ def run(
     download=False,
     spares=None,                # of tar shards: images of a class kept beside the drawn ones, for broken ones
     device: str = 'cpu', batch: int = 1024, workers: int = 2, precision: str = 'auto',
+    students=False,             # keep each student that is trained, in out/students
     command: str = 'rded.pipeline.run', note: str = None,
     progress=None, log=print
 ) -> list:                      # results, one a cell
@@ -228,7 +229,7 @@ def run(
             file = out / 'results' / f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json'
             with nullcontext() if ranks.rank() else locked(out / '.locks' / file.stem):     # another process may do the same cell
                 results.append(ranks.first(lambda: finished(file, recipe, eyes, teacher, val, labels)) or
-                               run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers,
+                               run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, students,
                                         dict(precision=precision, command=command, note=note, progress=progress)))
             r = results[-1]
             log(f'{recipe.name} {method} seed {seed}: {r["top1"]:.2f} % top-1 on {r["n"]} images, {r["updates"]} updates, {r["seconds"]:.0f} s of training')
@@ -300,12 +301,14 @@ def check_set(folder, made, method, recipe, seed, images, eyes):
     check_same(folder, {'method': told.get('method'), 'seed': told.get('seed'), 'ipc': made.ipc, 'size': made.size, **{k: data.get(k) for k in ('name', 'split', 'images')}, 'observer': by and by['sha256']},
                {'method': method, 'seed': seed, 'ipc': recipe.ipc, 'size': recipe.size, **{k: its[k] for k in ('name', 'split', 'images')}, 'observer': by and eyes.sha256})
 
-def run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, how) -> dict:
+def run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, students, how) -> dict:
     "Make the set (or load it where it stands), train, evaluate, write the result."
     folder = out / 'sets' / f'{recipe.name}-{method}-seed{seed}'
     if not ranks.first(folder.exists): make_and_save(folder, method, recipe, images, eyes, seed, batch=batch, workers=workers, device=device, progress=how['progress'])
     made = DistilledSet.load(_on_every_node(folder))
     check_set(folder, made, method, recipe, seed, images, eyes)
-    _, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, keep=resume.beside(file), **how)
-    if not ranks.rank(): write_json(file, found), resume.forget(file)
+    net, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, keep=resume.beside(file), **how)
+    if ranks.rank(): return found
+    if students: models.save(net, out / 'students' / f'{file.stem}.safetensors')
+    write_json(file, found), resume.forget(file)
     return found

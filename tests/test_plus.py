@@ -19,10 +19,10 @@ TINY = 'cifar10-conv3-ipc1-tiny-plus'
 
 @pytest.mark.parametrize('name', [n for n in recipes.RECIPES if not n.endswith('-tiny')])
 @pytest.mark.parametrize('training', recipes.ROWS)
-def test_every_recipe_has_a_plus_and_a_long_variant(name, training):
+def test_every_recipe_has_a_variant_of_each_row(name, training):
     paper, plus = recipes.get(name), recipes.get(f'{name}-{training}')
     assert (plus.name, plus.training.name) == (f'{name}-{training}', training) and plus.labeller_epochs and paper.labeller_epochs == 0
-    assert plus.training.batch_size <= paper.training.batch_size and plus.training.lr == paper.training.lr and (plus.training.notes == ()) == (paper.dataset == 'CIFAR-10' and paper.student == 'conv3')
+    assert plus.training.batch_size <= paper.training.batch_size and plus.training.lr == paper.training.lr * recipes.ROWS[training][1].rate and (plus.training.notes == ()) == (paper.dataset == 'CIFAR-10' and paper.student == 'conv3')
     same = ('data', 'dataset', 'size', 'ipc', 'factor', 'observer', 'student', 'observer_training', 'observer_weights', 'preselect', 'crops')
     assert all(getattr(plus, k) == getattr(paper, k) for k in same)                       # the images are the paper's
 
@@ -150,3 +150,14 @@ def test_make_bars_trains_or_holds_the_observers_of_its_cells(bars):
         for file in {cell.observer, cell.labeller}:
             if its := trained.get(file): assert (its.arch, its.size, its.data, its.dataset) == (recipe.observer, recipe.size, cell.data, recipe.dataset)
             else: assert ((eye := get_observer(ROOT / file)).size, len(eye.classes)) == (recipe.size, recipe.classes)
+
+
+def test_a_run_keeps_its_students_where_it_is_asked_to(tmp_path):
+    assert cli.main(['run', 'cifar10-conv3-ipc1-tiny-steady', '--data', 'digits', '--methods', 'rded,random-images', '--precision', 'float32', '--keep-students', '--out', str(tmp_path), '--quiet']) == 0
+    for method in ('rded', 'random-images'):
+        name = f'cifar10-conv3-ipc1-tiny-steady-{method}-seed0'
+        assert cli.main(['evaluate', '--model', str(tmp_path / 'students' / f'{name}.safetensors'), '--data', 'digits', '--json', str(tmp_path / 'again.json'), '--quiet']) == 0
+        again, told = (read_json(f) for f in (tmp_path / 'again.json', tmp_path / 'results' / f'{name}.json'))
+        assert again['top1'] == pytest.approx(told['top1'], abs=0.3) and told['training'] == 'steady-tiny'
+    assert cli.main(['run', 'cifar10-conv3-ipc1-tiny-steady', '--data', 'digits', '--seeds', '1', '--methods', 'rded', '--out', str(tmp_path), '--quiet']) == 0
+    assert len([*(tmp_path / 'students').iterdir()]) == 2
