@@ -321,10 +321,11 @@ def _limits(values):
     return max(0, low - aside), min(100, high + aside)
 
 def _in_panels(drawers):
-    "A Figure of panels, three a row, on one scale; each drawer is given its axes."
+    "A Figure of panels, three a row (four: two), on one scale; each drawer is given its axes."
     from matplotlib import style
     from matplotlib.figure import Figure
-    columns, rows = min(3, len(drawers)), -(-len(drawers) // 3)
+    columns = 2 if len(drawers) == 4 else min(3, len(drawers))
+    rows = -(-len(drawers) // columns)
     with style.context('default'):
         fig = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=100, layout='constrained')
         axes = list(fig.subplots(rows, columns, squeeze=False).ravel())

@@ -120,7 +120,7 @@ def test_a_panel_for_each_variant_and_every_cell_in_one():
              for i in (1, 10) for v, t in (('', 'paper'), ('-canvas', 'paper'), ('', 'plus'), ('-jpeg', 'paper'))]
     fig = report.draw(report.cells(group))
     shown = [ax for ax in fig.axes if ax.axison]
-    assert len(shown) == 4 and len(fig.axes) == 6
+    assert len(shown) == len(fig.axes) == 4     # two rows of two
     assert all([t.get_text() for t in ax.get_xticklabels()] == ['1', '10'] for ax in shown)
     assert sum('-canvas' in ax.get_title() for ax in shown) == 1
 
