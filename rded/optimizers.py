@@ -33,12 +33,12 @@ def make_optimizer(
 
 def groups_of(net, training) -> list:
     "What is decayed and what is not; for Muon, too, what it leaves to AdamW."
-    trained, last = [p for p in net.parameters() if p.requires_grad], last_linear(net).weight if training.optimizer == 'muon' else None
-    of_vectors = training.weight_decay if training.decay_vectors else 0.0
-    kinds = [([p for p in trained if p.ndim > 1 and p is not last], dict(weight_decay=training.weight_decay))]
-    if last is not None: kinds += [([p for p in trained if p is last], dict(weight_decay=training.weight_decay, use_fallback=True))]
-    kinds += [([p for p in trained if p.ndim <= 1], dict(weight_decay=of_vectors, **({'use_fallback': True} if last is not None else {})))]
-    return [{'params': params, **how} for params, how in kinds if params]
+    trained, decay = [p for p in net.parameters() if p.requires_grad], training.weight_decay
+    last, left = (last_linear(net).weight, {'use_fallback': True}) if training.optimizer == 'muon' else (None, {})
+    groups = [{'params': [p for p in trained if p.ndim > 1 and p is not last], 'weight_decay': decay},
+              {'params': [p for p in trained if p is last], 'weight_decay': decay, **left},
+              {'params': [p for p in trained if p.ndim <= 1], 'weight_decay': decay if training.decay_vectors else 0.0, **left}]
+    return [g for g in groups if g['params']]
 
 def sgd(groups, training, recorded, momentum, nesterov):
     how = dict(lr=torch.tensor(training.lr, device=groups[0]['params'][0].device), fused=True) if recorded else dict(lr=training.lr)

@@ -27,6 +27,11 @@ def observer_file(digits, tmp_path_factory):
     return file
 
 
+def test_an_observer_learns_by_muon(digits):
+    net = train_observer(*digits, 'conv3', RECIPE.size, replace(RECIPE.observer_training, epochs=3, **recipes.MUON), device='cuda')
+    assert net.info['top1'] > 90 and net.info['training']['optimizer'] == 'muon'
+
+
 def eyes_on(device, file, digits): return get_observer(str(file), digits[0], device=device)
 
 
