@@ -6,10 +6,10 @@
 __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'CITED', 'USUAL', 'GMACS', 'TRAIN_IMAGES', 'RATES',
            'SMALLEST', 'PAIRED', 'FIRST', 'ESSENTIALS', 'OF_RECIPES', 'Table', 'cite', 'table_of', 'recipe_of',
            'published_for', 'observer_file', 'Job', 'result_file', 'stands', 'data_for', 'shared_observer',
-           'labeller_of', 'observers_of', 'run_recipe', 'command_of', 'rows', 'selected', 'sources', 'notebook_of',
-           'parameters_of', 'check_parameters', 'passes', 'observer_work', 'making_work', 'missing_observers',
-           'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'Part', 'essentials',
-           'jobs_of', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'page_of', 'reproduce']
+           'labeller_of', 'observers_of', 'run_recipe', 'command_of', 'notebook_command', 'rows', 'selected', 'sources',
+           'notebook_of', 'parameters_of', 'check_parameters', 'passes', 'observer_work', 'making_work',
+           'missing_observers', 'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'Part',
+           'essentials', 'jobs_of', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'page_of', 'reproduce']
 
 # %% ../nbs/44_reproduce.ipynb #7ec5ff0f
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
@@ -259,6 +259,15 @@ def command_of(table, values, seeds, tiny=False, methods=USUAL, **settings):
     import shlex
     only, told = (','.join(f'{k}={v}' for k, v in pairs.items()) for pairs in (values, {k: v for k, v in settings.items() if v}))
     return f"rded reproduce {table} {'--tiny' if tiny else '--data ROOT'} --only {shlex.quote(only)} --seeds {','.join(map(str, seeds))}" + (f' --methods {",".join(methods)}' if tuple(methods) != USUAL else '') + (f' --set {shlex.quote(told)}' if told else '')
+
+def notebook_command(notebook, **values):
+    "The papermill command of a comparison, as its results keep it: of a place the last part, lists and dicts as YAML."
+    import json, shlex
+    words = ['papermill', f'nbs/reproduce/{notebook}.ipynb', f'out/{notebook}.ipynb']
+    for k, v in values.items():
+        if isinstance(v, (list, dict)) and v: words += ['-y', f'{k}: {json.dumps(v)}']
+        elif v != '' and not isinstance(v, (list, dict)): words += ['-p', k, Path(v).name if isinstance(v, str) else str(v)]
+    return shlex.join(words)
 
 # %% ../nbs/44_reproduce.ipynb #86fc47e0
 def rows(
