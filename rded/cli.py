@@ -460,6 +460,7 @@ def evaluate(args, progress):
     from rded.observer import match_columns
     device = models.pick_device(args.device)
     images, net = datasets.load(args.data, 'val', args.download), models.load(args.model, size=args.size, device=device)
+    if args.size and net.size != args.size: raise ValueError(f'{args.model} looks at {net.size} px images, not at {args.size} px: give --size {net.size}, or leave it out')
     result = measure(net, images, args.batch or 512, args.workers, device, match_columns(net, images, args.no_check), progress)
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
     return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}

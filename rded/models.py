@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'HEADER'
            'ConvNet', 'small_image_resnet', 'torchvision_names', 'timm_names', 'own_names', 'resolve', 'default_size',
            'build_body', 'torchvision_body', 'timm_body', 'normalisation', 'Network', 'last_linear', 'try_out', 'build',
            'save', 'load_safetensors', 'shapes', 'outline', 'our_key', 'unwrap', 'recognise', 'load_checkpoint',
-           'imagenet_classes', 'released', 'released_torchvision', 'released_timm', 'load', 'pick_device',
+           'size_of', 'imagenet_classes', 'released', 'released_torchvision', 'released_timm', 'load', 'pick_device',
            'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'by_batch_statistics', 'in_bfloat16',
            'fused', 'keep_freed_memory', 'predict']
 
@@ -36,13 +36,16 @@ from .files import check_fields, load_tensors, save_tensors
 class Halve(nn.AvgPool2d):
     "2×2 average pool; on a CPU its gradient is spread by `interpolate`: the same to the bit, in a tenth to a third of the time."
     def __init__(self): super().__init__(2)
-    def forward(self, x): return _Halved.apply(x) if torch.is_grad_enabled() and x.device.type == 'cpu' else super().forward(x)
+    def forward(self, x): return _Halved.apply(x) if torch.is_grad_enabled() and x.ndim == 4 and x.device.type == 'cpu' else super().forward(x)
 
 class _Halved(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx, x):
-        ctx.odd = x.shape[-1] % 2, x.shape[-2] % 2
-        return F.avg_pool2d(x, 2)
+    def forward(x): return F.avg_pool2d(x, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): ctx.odd = inputs[0].shape[-1] % 2, inputs[0].shape[-2] % 2
 
     @staticmethod
     def backward(ctx, gradient):
@@ -331,9 +334,15 @@ def load_checkpoint(
     state = unwrap(state if isinstance(state, dict) else {}, path)
     arch, num_classes, found = recognise(state, path)
     if classes is not None and len(classes) != num_classes: raise ValueError(f'{path} is a network of {num_classes} classes, the data has {len(classes)}')
-    net = build(arch, num_classes, size or found if arch.endswith('_modified') else found or size, classes, wnids)  # those take any size
+    net = build(arch, num_classes, size_of(arch, found, size), classes, wnids)
     net.body.load_state_dict(state, strict=False)  # only num_batches_tracked may be absent
     return net.eval()
+
+def size_of(arch, found, asked):
+    "Pixels: as asked where these weights allow it, else what they say of themselves. A ConvNet's fit all sizes that its pools bring to the same side."
+    if not (found and asked): return found or asked
+    depth = 0 if arch.endswith('_modified') else int(arch.removeprefix('conv'))
+    return asked if not depth or asked >> depth == found >> depth else found
 
 # %% ../nbs/04_models.ipynb #f1d8ac64
 @lru_cache

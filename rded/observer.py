@@ -137,7 +137,7 @@ def train_observer(
     optimizer = make_optimizer(net, training, recorded, training.momentum, training.nesterov)
     update = Replay(lambda x, y: step(net, x, y, training, optimizer), device, on=recorded)
     generator = torch.Generator().manual_seed(seed)
-    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': settings_of(training), 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
+    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': {**settings_of(training), 'betas': training.betas}, 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         done = kept.load(net, optimizer, device=device, order=generator).get('epochs', 0)
@@ -147,7 +147,7 @@ def train_observer(
             if log: log(f'epoch {epoch + 1} of {epochs.stop}: loss {loss:.3f}')
             kept.save({'epochs': epoch + 1}, net, optimizer, device=device, order=generator)
     net.eval()
-    net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'dataset': images.name, 'epochs': epochs.stop,
+    net.info = {'top1': round(accuracy(net, val, device=device, workers=workers), 2), 'val_images': len(val), 'val_split': val.split, 'dataset': images.name, 'epochs': epochs.stop,
                 'seed': seed, 'training': settings_of(training)}
     return net
 
@@ -256,6 +256,7 @@ def mismatch(net, images, names, found) -> str:
 # %% ../nbs/09_observer.ipynb #458fc333
 class Observer:
     "One or several frozen networks that answer for the classes of one data set, in its order."
+    whole = None  # of one in bfloat16: the one it was made of
     def __init__(self,
                  nets: list,                # models.Network, all of one input size
                  columns: list,             # per network: LongTensor [C], its logit of each class
@@ -292,11 +293,12 @@ class Observer:
     def in_bfloat16(self):
         "The same networks at half the bits: several times as fast on hardware made for it, and off by some percent of a logit."
         quick = copy.copy(self)
-        quick.nets, quick.precision = [models.in_bfloat16(net) for net in self.nets], 'bfloat16'
+        quick.nets, quick.precision, quick.whole = [models.in_bfloat16(net) for net in self.nets], 'bfloat16', self
         return quick
 
     def by_batch_statistics(self):
         "The same networks with BatchNorm on the statistics of the batch they look at: their answer to a view then depends on the others."
+        if self.whole: return self.whole.by_batch_statistics().in_bfloat16()  # its own BatchNorm is in its filters
         other = copy.copy(self)
         other.nets = [models.by_batch_statistics(net) for net in self.nets]
         return other

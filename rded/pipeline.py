@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'result', 'method_of', 'scored_by', 'cited',
            'trained_with', 'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by',
-           'train_into', 'its_training', 'the_observer', 'the_labeller', 'finished', 'check_set', 'run_cell']
+           'train_into', 'check_trained', 'its_training', 'the_observer', 'the_labeller', 'finished', 'check_set',
+           'run_cell']
 
 # %% ../nbs/41_pipeline.ipynb #0ff9a3f8
 import os
@@ -24,7 +25,7 @@ from .distilled import DistilledSet, build, described, jpeg_setting, stored_byte
 from .evaluate import evaluate
 from .evidence import look
 from .files import check_same, load_tensors, locked, read_json, writable, write_json
-from .labels import FixedLabels, HardLabels, LiveLabels
+from .labels import FixedLabels, HardLabels, LiveLabels, check_answers
 from .observer import Observer, check_class_order, get_observer, match_columns, train_observer
 from .recipes import LABELS, form_of, get, observer_training, recovery_of, stated
 from .score import choose, forget, score_images
@@ -123,6 +124,7 @@ def train_set(
         found = ranks.first(lambda: evaluate(net, val, batch, workers, device, columns, precision=precision))
         return {'top1': found['top1'], 'top5': found['top5']}
     look.data = val.digest      # what is kept of a training belongs to these validation images
+    if observer: check_answers(observer, distilled)
     if observer and training.batch_statistics: observer = observer.by_batch_statistics()
     labels = labels or (LiveLabels(observer.in_bfloat16() if precision == 'bfloat16' else observer) if observer else HardLabels(classes))
     history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress=progress, log=log, keep=keep)
@@ -232,6 +234,7 @@ def run(
                                run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, students,
                                         dict(precision=precision, command=command, note=note, progress=progress)))
             r = results[-1]
+            if students and not ranks.rank() and not (out / 'students' / f'{file.stem}.safetensors').exists(): log(f'{file} stood already, and its student was not kept: remove it, to train the student again')
             log(f'{recipe.name} {method} seed {seed}: {r["top1"]:.2f} % top-1 on {r["n"]} images, {r["updates"]} updates, {r["seconds"]:.0f} s of training')
     return results
 
@@ -251,12 +254,18 @@ def _labellers(recipe, out):
 def train_into(file, recipe, training, seed, images, val, device, workers, log, progress):
     "Train an observer of the recipe's architecture, where its file does not stand; ValueError where another one does."
     def trained():
-        if file.exists(): return check_same(file, its_training(file), {'arch': recipe.observer, 'size': recipe.size, 'dataset': images.name, 'epochs': training.stop or training.epochs, 'seed': seed})
-        log(f'training the observer {recipe.observer} for {training.epochs} epochs')
-        models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device=device, workers=workers, progress=progress, keep=resume.beside(file)), file)
-        resume.forget(file)
+        with locked(file.parent / '.locks' / file.stem):  # another process may want the same one
+            if file.exists(): return check_trained(file, recipe, training, seed, images, val)
+            log(f'training the observer {recipe.observer} for {training.epochs} epochs')
+            models.save(train_observer(images, val, recipe.observer, recipe.size, training, seed, device=device, workers=workers, progress=progress, keep=resume.beside(file)), file)
+            resume.forget(file)
     ranks.first(trained)
     return _on_every_node(file)
+
+def check_trained(file, recipe, training, seed, images, val):
+    "ValueError where the observer in `file` is another one: of other settings, or trained on other images, as those that are held out now."
+    found, split = its_training(file), {'val_images': len(val), 'val_split': val.split}
+    check_same(file, found, {'arch': recipe.observer, 'size': recipe.size, 'dataset': images.name, 'epochs': training.stop or training.epochs, 'seed': seed, **{k: v for k, v in split.items() if k in found}})
 
 def its_training(file) -> dict:
     "What a network's file says of how it was trained."
@@ -304,7 +313,8 @@ def check_set(folder, made, method, recipe, seed, images, eyes):
 def run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, students, how) -> dict:
     "Make the set (or load it where it stands), train, evaluate, write the result."
     folder = out / 'sets' / f'{recipe.name}-{method}-seed{seed}'
-    if not ranks.first(folder.exists): make_and_save(folder, method, recipe, images, eyes, seed, batch=batch, workers=workers, device=device, progress=how['progress'])
+    with nullcontext() if ranks.rank() else locked(out / '.locks' / f'set-{folder.name}'):  # another process may want the same set, for other labels
+        if not ranks.first(folder.exists): make_and_save(folder, method, recipe, images, eyes, seed, batch=batch, workers=workers, device=device, progress=how['progress'])
     made = DistilledSet.load(_on_every_node(folder))
     check_set(folder, made, method, recipe, seed, images, eyes)
     net, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, keep=resume.beside(file), **how)

@@ -80,6 +80,7 @@ class Training:
         _at_least_one('training', epochs=self.epochs, batch_size=self.batch_size, bn_updates=self.bn_updates)
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES); _one_of('training', 'loss', self.loss, LOSSES); _one_of('training', 'optimizer', self.optimizer, OPTIMIZERS)
         _share('training', decay_from=self.decay_from, one_tile=self.one_tile, average=self.average)
+        if self.average == 1: raise ValueError('training: average is 1: give a share below it, or the student stays as it was after one step')
         _above_zero('training', lr=self.lr, temperature=self.temperature, stretch=self.stretch, min_scale=1 if self.min_scale is None else self.min_scale)
         _share('training', weight_decay=self.weight_decay)
         if not (isinstance(self.randaugment, int) and isinstance(self.strength, int) and self.randaugment >= 0 and 0 <= self.strength <= 30): raise ValueError(f'training: randaugment is {self.randaugment}, strength {self.strength}: give whole numbers, the strength from 0 to 30')
@@ -204,6 +205,7 @@ class ObserverTraining:
         _at_least_one('observer training', epochs=self.epochs, batch_size=self.batch_size)
         _one_of('observer training', 'crop', self.crop, ('pad', 'resized', 'none'))
         _one_of('observer training', 'optimizer', self.optimizer, OPTIMIZERS)
+        _one_of('observer training', 'schedule', self.schedule, ('cosine',))
         if not isinstance(self.stop, int) or not 0 <= self.stop <= self.epochs: raise ValueError(f'observer training: stop is {self.stop}: give an epoch from 1 to {self.epochs}, or 0 for the end')
         if not self.lr > 0: raise ValueError(f'observer training: lr is {self.lr}: give a rate above 0')
 

@@ -6,10 +6,11 @@
 __all__ = ['OBSERVERS', 'STUDENTS', 'NAMES', 'ABLATIONS', 'TABLES', 'CITED', 'USUAL', 'GMACS', 'TRAIN_IMAGES', 'RATES',
            'SMALLEST', 'PAIRED', 'FIRST', 'ESSENTIALS', 'OF_RECIPES', 'Table', 'cite', 'table_of', 'recipe_of',
            'published_for', 'observer_file', 'Job', 'result_file', 'stands', 'data_for', 'shared_observer',
-           'labeller_of', 'observers_of', 'run_recipe', 'command_of', 'notebook_command', 'rows', 'selected', 'sources',
-           'notebook_of', 'parameters_of', 'check_parameters', 'passes', 'observer_work', 'making_work',
-           'missing_observers', 'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'Part',
-           'essentials', 'jobs_of', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'page_of', 'reproduce']
+           'labeller_of', 'observers_of', 'run_recipe', 'command_of', 'notebook_command', 'nameless', 'rows',
+           'selected', 'sources', 'notebook_of', 'parameters_of', 'check_parameters', 'passes', 'observer_work',
+           'making_work', 'missing_observers', 'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle',
+           'described', 'Part', 'essentials', 'jobs_of', 'execute', 'work', 'Runner', 'devices_here', 'check_ready',
+           'page_of', 'reproduce']
 
 # %% ../nbs/44_reproduce.ipynb #7ec5ff0f
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
@@ -266,8 +267,13 @@ def notebook_command(notebook, **values):
     words = ['papermill', f'nbs/reproduce/{notebook}.ipynb', f'out/{notebook}.ipynb']
     for k, v in values.items():
         if isinstance(v, (list, dict)) and v: words += ['-y', f'{k}: {json.dumps(v)}']
-        elif v != '' and not isinstance(v, (list, dict)): words += ['-p', k, Path(v).name if isinstance(v, str) else str(v)]
+        elif v != '' and not isinstance(v, (list, dict)): words += ['-p', k, nameless(v) if isinstance(v, str) else str(v)]
     return shlex.join(words)
+
+def nameless(places):
+    "The last part of each place; what stands before a data set, `held-out-K:`, stays."
+    before, places = re.fullmatch(r'(held-out-\d+:)?(.*)', places).groups('')
+    return before + ','.join(Path(p).name for p in places.split(','))
 
 # %% ../nbs/44_reproduce.ipynb #86fc47e0
 def rows(

@@ -55,7 +55,11 @@ def moving_average(
 ):
     "PyTorch's moving average of the weights and of BatchNorm's statistics; None where there is none."
     if not share: return None
-    return swa_utils.AveragedModel(net, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(share), use_buffers=True)
+    averaged = swa_utils.get_ema_multi_avg_fn(share)
+    def follow(ours, theirs, updates):  # tensors of one kind
+        if ours[0].is_floating_point(): return averaged(ours, theirs, updates)
+        for mine, its in zip(ours, theirs): mine.copy_(its)  # counters, indices
+    return swa_utils.AveragedModel(net, multi_avg_fn=follow, use_buffers=True)
 
 # %% ../nbs/22_student.ipynb #12b9d69d
 @dataclass

@@ -166,6 +166,16 @@ def test_evaluate_goes_by_position_where_asked(made, tmp_path, capsys):
     assert top1(tmp_path / 'renamed.safetensors', '--no-check') == top1(made / 'observer.safetensors') and top1(made / 'observer.safetensors')[0] == 0
 
 
+def test_evaluate_looks_at_the_size_that_is_asked_for_or_refuses(made, tmp_path, capsys):
+    from rded import models
+    import torch
+    net = models.load(made / 'observer.safetensors')
+    torch.save(net.body.state_dict(), tmp_path / 'plain.pth')
+    argv = ['evaluate', '--data', 'digits', '--json', str(tmp_path / 'e.json'), '--size']
+    for size in (net.size, net.size + 1): assert main([*argv, str(size), '--model', str(tmp_path / 'plain.pth')]) == 0 and json.loads((tmp_path / 'e.json').read_text())['size'] == size
+    for file in (tmp_path / 'plain.pth', made / 'observer.safetensors'): assert f'looks at {net.size} px images' in refused(capsys, tmp_path, *argv, '64', '--model', file)
+
+
 def test_an_observers_data_set_is_known_however_it_is_written():
     assert [cli._citable(name) for name in ('cifar10', 'CIFAR-10', 'tiny-imagenet-200', 'Digits', 'ImageNet-10')] == ['CIFAR-10', 'CIFAR-10', 'Tiny-ImageNet', 'digits', 'ImageNet-10']
 

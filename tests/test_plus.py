@@ -1,17 +1,22 @@
 """`plus` and what it needs: labellers apart from the observer that scores, and images held out to choose settings by."""
+import copy
 import json
 import os
 import shlex
 import shutil
 import subprocess
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from rded import cli, datasets, optimizers, pipeline, recipes
-from rded.files import read_json
+from rded import cli, datasets, models, optimizers, pipeline, recipes
+from rded.files import locked, read_json
+from rded.labels import FixedLabels, plan
 from rded.observer import get_observer
 
 TINY = 'cifar10-conv3-ipc1-tiny-plus'
@@ -161,3 +166,60 @@ def test_a_run_keeps_its_students_where_it_is_asked_to(tmp_path):
         assert again['top1'] == pytest.approx(told['top1'], abs=0.3) and told['training'] == 'steady-tiny'
     assert cli.main(['run', 'cifar10-conv3-ipc1-tiny-steady', '--data', 'digits', '--seeds', '1', '--methods', 'rded', '--out', str(tmp_path), '--quiet']) == 0
     assert len([*(tmp_path / 'students').iterdir()]) == 2
+    told = []
+    pipeline.run(recipes.get('cifar10-conv3-ipc1-tiny-steady'), 'digits', '', tmp_path, (0, 1), ('rded',), students=True, log=told.append)
+    assert [t.split('/')[-1] for t in told if 'not kept' in t] == ['cifar10-conv3-ipc1-tiny-steady-rded-seed1.json stood already, and its student was not kept: remove it, to train the student again']
+
+
+def test_an_observer_that_saw_all_images_judges_no_held_out_ones(tmp_path, capsys):
+    asked = ['run', 'cifar10-conv3-ipc1-tiny', '--methods', 'random-images', '--out', str(tmp_path), '--quiet']
+    assert cli.main([*asked, '--seeds', '0']) == 0
+    assert cli.main([*asked, '--seeds', '1', '--data', 'held-out-30:digits']) == 2
+    assert 'observer.safetensors holds the result of another run (val_' in capsys.readouterr().err
+
+
+def released(lock, waiting, meanwhile):
+    "What `waiting` comes to, begun while another process holds the lock and does `meanwhile`."
+    with ThreadPoolExecutor(1) as pool:
+        with locked(lock):
+            late = pool.submit(waiting)
+            time.sleep(1)
+            assert not late.done()
+            meanwhile()
+        return late.result(60)
+
+
+def test_two_runs_at_once_train_one_observer_and_make_one_set(tmp_path):
+    recipe, told = recipes.get('cifar10-conv3-ipc1-tiny'), []
+    first = lambda out, **how: pipeline.run(recipe, 'digits', '', out, (0,), ('random-images',), **how)
+    first(tmp_path / 'first')
+    copied = lambda what, to: (to.parent.mkdir(parents=True, exist_ok=True), (shutil.copytree if what.is_dir() else shutil.copy)(what, to))
+    eye, here = 'observer.safetensors', tmp_path / 'here'
+    name = f'{recipe.name}-random-images-seed0'
+    released(here / '.locks' / 'observer', lambda: first(here, log=told.append), lambda: copied(tmp_path / 'first' / eye, here / eye))
+    assert not any('training the observer' in t for t in told) and (here / eye).read_bytes() == (tmp_path / 'first' / eye).read_bytes()
+    shutil.rmtree(here / 'sets'), shutil.rmtree(here / 'results')
+    found, = released(here / '.locks' / f'set-{name}', lambda: first(here, labels='hard'), lambda: copied(tmp_path / 'first' / 'sets' / name, here / 'sets' / name))
+    assert found['labels'] == 'hard'
+
+
+def test_labels_of_classes_in_another_order_are_refused():
+    images, val = datasets.load('digits', 'train'), datasets.load('digits', 'val')
+    backwards = copy.copy(images)
+    backwards.classes, backwards.y = images.classes[::-1], 9 - images.y
+    recipe = recipes.get('digits-conv3-ipc10')
+    eye = get_observer(models.build('conv3', 10, recipe.size, images.classes), images)
+    made = pipeline.make_set('random-images', replace(recipe, ipc=1), backwards, None, 0)
+    wanted = replace(recipe.training, epochs=1)
+    for asked in (lambda: pipeline.train_set(made, eye, val, 'conv3', wanted), lambda: FixedLabels(made, eye), lambda: plan(made, eye, wanted, 1)):
+        with pytest.raises(ValueError, match='in another order'): asked()
+    other = get_observer(models.build('conv3', 10, 2 * recipe.size, images.classes), images)
+    made = pipeline.make_set('random-images', replace(recipe, ipc=1), images, None, 0)
+    with pytest.raises(ValueError, match=f'looks at {2 * recipe.size} px images'): FixedLabels(made, other)
+
+
+def test_an_observer_in_bfloat16_takes_the_batchs_statistics_too():
+    eye = get_observer(models.build('conv3', 10, 16, classes=[*'abcdefghij']))
+    x = torch.rand(32, 3, 16, 16)
+    exact, quick = (e.by_batch_statistics()(x) for e in (eye, eye.in_bfloat16()))
+    assert (exact - eye(x)).abs().max() > 10 * (exact - quick).abs().max() > 0

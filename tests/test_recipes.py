@@ -107,6 +107,12 @@ def test_observers_are_trained_or_released():
     assert not get('digits-conv3-ipc10').observer_training.flip and not get('digits-conv3-ipc10').training.flip
 
 
+def test_a_training_that_would_do_nothing_or_something_else_is_refused():
+    r = get('cifar10-conv3-ipc10')
+    with pytest.raises(ValueError, match='average is 1'): replace(r.training, average=1.0)
+    with pytest.raises(ValueError, match="schedule is 'constant'|schedule 'constant'"): replace(r.observer_training, schedule='constant')
+
+
 @pytest.mark.parametrize('change, words', [
     (dict(ipc=0), 'ipc is 0'), (dict(ipc=-1), 'ipc is -1'), (dict(factor=0), 'factor is 0'), (dict(preselect=0), 'preselect is 0'),
     (dict(crops=0), 'crops is 0'), (dict(jpeg=96), 'jpeg is 96'), (dict(factor=33), 'factor is 33'), (dict(canvas='black'), "canvas is 'black': choose from mean, enlarge")])

@@ -92,6 +92,13 @@ def test_an_observer_goes_on_where_it_was_killed(digits, every_epoch, tmp_path):
     assert same(again, whole) and told == info and [s.split(':')[0] for s in said] == ['epoch 3 of 4', 'epoch 4 of 4']
 
 
+def test_an_observer_of_other_betas_begins_anew(digits, every_epoch, tmp_path):
+    keep, said = tmp_path / 'x.safetensors', []
+    training = replace(RECIPE.observer_training, epochs=2, images_per_class=20, optimizer='adamw', lr=1e-3)
+    for betas in ((0.9, 0.999), (0.5, 0.5)): observer.train_observer(*digits, 'conv3', RECIPE.size, replace(training, betas=betas), seed=2, keep=keep, log=said.append)
+    assert [s.split(':')[0] for s in said] == ['epoch 1 of 2', 'epoch 2 of 2'] * 2
+
+
 def test_an_observer_of_mended_images_begins_anew(digits, every_epoch, tmp_path):
     keep, said = tmp_path / 'x.safetensors', []
     training = replace(RECIPE.observer_training, epochs=2, images_per_class=20)
