@@ -400,7 +400,7 @@ def _split_folder(tree, split):
     wanted, there = {'train': ['train'], 'val': ['val', 'test']}[split], tree.folders()
     for name in wanted:
         if name in there: return name
-    raise ValueError(f'{tree.root} has no {" or ".join(f"{name}/" for name in wanted)}; it holds {tree.found()}')
+    raise ValueError(f'{tree.root} has no {" or ".join(f"{name}/" for name in wanted)}; it holds {tree.found()}' + f': give the folder above it, {os.path.dirname(tree.root)}' * (os.path.basename(tree.root) in ('train', 'val', 'test')))
 
 def _load_split(tree, split):
     "One split of a folder with train/ and val/ or test/."

@@ -400,6 +400,7 @@ def _same_size(x, files):
 def _load_plain(root, size, workers):
     "Class folders without a manifest, perhaps all of them under images/."
     inner = [p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith('.')]
+    if {'train'} < {p.name for p in inner} <= {'train', 'val', 'test'}: raise ValueError(f'{root} holds splits of a data set, {" and ".join(sorted(p.name for p in inner))}: give {Path(root, "train")}')
     below = [p.name for p in inner] == ['images'] and any(p.is_dir() for p in inner[0].iterdir())
     images = load_folder(inner[0] if below else root, 'distilled')
     decode = lambda i: to_tensor(whole(images.image(i), size) if size else images.image(i))
@@ -578,9 +579,9 @@ def card(
 def stored_bytes(
     distilled, # DistilledSet, or the folder of one
 ):
-    "Bytes of the images as PNG files, without manifest and card."
+    "Bytes of the images as PNG files, or as whatever they are in another maker's folder, without manifest and card."
     if isinstance(distilled, DistilledSet): return sum(len(png_bytes(x)) for x in distilled.x)
-    return sum(path.stat().st_size for path in Path(distilled).rglob('*.png'))
+    return sum(path.stat().st_size for path in Path(distilled).rglob('*') if path.suffix.lower() in EXTENSIONS)
 
 # %% ../nbs/14_distilled.ipynb #134c3976
 def _content(images, i):

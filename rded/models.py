@@ -15,6 +15,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'HEADER'
 import copy
 import ctypes
 import difflib
+import os
 import re
 import time
 import warnings
@@ -238,6 +239,8 @@ def save(
 ):
     "Write weights and description into one safetensors file, atomically."
     if Path(path).suffix != '.safetensors': raise ValueError(f'{path}: a network is saved as .safetensors')
+    if not isinstance(net, Network): raise ValueError(f'{type(net).__name__} is no rded.models.Network: wrap it in one first')
+    resolve(net.arch)  # what cannot be built again could not be loaded
     about = {'format': FORMAT, 'arch': net.arch, 'num_classes': net.num_classes, 'size': net.size, 'classes': net.classes, 'wnids': net.wnids,
              'mean': net.mean.flatten().tolist(), 'std': net.std.flatten().tolist(), 'info': {**net.info, **info}}
     save_tensors(path, {k: v.detach().cpu().contiguous() for k, v in net.body.state_dict().items()}, about)
@@ -295,13 +298,15 @@ def _stored(tensor) -> bool:
     return tensor.layout == torch.strided and tensor.device.type == 'cpu' and not tensor.is_quantized and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 def unwrap(state: dict, path) -> dict:
-    "The state dict inside a checkpoint: under 'model' or 'state_dict', without the prefix of DataParallel."
+    "The state dict inside a checkpoint: under 'model' or 'state_dict', without the prefix of DataParallel or of the class around it."
     for key in ('model', 'state_dict'):
         if isinstance(state.get(key), dict): state = state[key]
     if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()): raise ValueError(f'{path} holds no state dict: expected tensors by name, bare or under "model"')
     hollow = next((k for k, v in state.items() if not _stored(v)), None)
     if hollow: raise ValueError(f'{path}: {hollow} is not stored as it is: expected dense tensors, each as large as its shape says')
-    return {our_key(k.removeprefix('module.')): v for k, v in state.items()}
+    shared = next(iter(state)).partition('.')[0] + '.'
+    shared = shared if shared in ('module.', 'model.', 'net.', 'backbone.') and all(k.startswith(shared) for k in state) else ''
+    return {our_key(k.removeprefix(shared).removeprefix('module.')): v for k, v in state.items()}
 
 def recognise(
     state: dict,       # tensors by name
@@ -323,7 +328,7 @@ def recognise(
 
 # %% ../nbs/04_models.ipynb #ecbe1038
 def load_checkpoint(
-    path,              # a .pth, .pt, .bin or .tar file of torch.save
+    path,              # a .pth, .pt, .ckpt, .bin or .tar file of torch.save
     classes=None, wnids=None,
     size: int = None   # pixels; from the weights or the architecture where None
 ) -> Network:
@@ -392,8 +397,9 @@ def load(
 ) -> Network:
     "Load any network, frozen weights and description together, in eval mode."
     path = Path(source)
-    if path.suffix in ('.pth', '.pt', '.bin', '.tar', '.safetensors') or len(path.parts) > 1:
+    if path.suffix in ('.pth', '.pt', '.bin', '.tar', '.ckpt', '.safetensors') or len(path.parts) > 1:
         if not path.is_file(): raise ValueError(f'no such network file: {source}')
+        if not os.access(path, os.R_OK): raise ValueError(f'{source} cannot be read: check its permissions')
         net = load_safetensors(path) if path.suffix == '.safetensors' else load_checkpoint(path, classes, wnids, size)
     else: net = released(str(source), size)
     return net.to(device)

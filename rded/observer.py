@@ -137,7 +137,7 @@ def train_observer(
     optimizer = make_optimizer(net, training, recorded, training.momentum, training.nesterov)
     update = Replay(lambda x, y: step(net, x, y, training, optimizer), device, on=recorded)
     generator = torch.Generator().manual_seed(seed)
-    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': {**settings_of(training), 'betas': training.betas}, 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
+    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': {**settings_of(training), 'betas': getattr(training, 'betas', None)}, 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         done = kept.load(net, optimizer, device=device, order=generator).get('epochs', 0)
@@ -326,15 +326,21 @@ def get_observer(
 ) -> Observer:
     "Load one or several networks as an observer of a data set's classes."
     sources = source.split(',') if isinstance(source, str) and not Path(source).is_file() else list(source) if isinstance(source, (list, tuple)) else [source]
+    bare = next((s for s in sources if isinstance(s, torch.nn.Module) and not isinstance(s, models.Network)), None)
+    if bare is not None: raise ValueError(f'{type(bare).__name__} does not say what it looks at and which classes it knows: give rded.models.Network({type(bare).__name__}, "its name", classes, pixels, names of the classes, mean=…, std=…)')
     nets = [s if isinstance(s, models.Network) else models.load(s, size=size, device=device) for s in sources]
     wrong = [net for net in nets if size and net.size != size]
-    if wrong: raise ValueError(f'the observer {wrong[0].arch} looks at {wrong[0].size} px images, not at {size} px: give --size {wrong[0].size}, or train one for {size} px')
+    if wrong: raise ValueError(f'the observer {wrong[0].arch} looks at {wrong[0].size} px images, not at {size} px: use images of {wrong[0].size} px (--size), or an observer for {size} px')
     if images is None:
         if nets[0].classes is None: raise ValueError(f'{sources[0]} does not say which classes it knows: give the data set too')
         images = ImageClasses(nets[0])
-    columns = [match_columns(net, images, by_position) for net in nets]
+    columns = [_columns(net, s, images, by_position, len(nets)) for net, s in zip(nets, sources)]
     label = ','.join(s if isinstance(s, str) and not Path(s).is_file() else Path(s).name if isinstance(s, (str, Path)) else s.arch for s in sources)
     return Observer(nets, columns, images.classes, images.names, images.wnids, label, file_hash(sources, nets), precision)
+
+def _columns(net, source, images, by_position, several):
+    try: return match_columns(net, images, by_position)
+    except ValueError as e: raise ValueError(f'{source}: {e}' if several > 1 and isinstance(source, (str, Path)) else str(e)) from None
 
 class ImageClasses:
     "The classes a network knows, where no data set is at hand."

@@ -155,6 +155,15 @@ def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):
     assert told[0] == told[1] > 50
 
 
+def test_broken_validation_images_are_left_out_and_counted_so(made, data, tmp_path, capsys):
+    sorted((data / 'val' / 'digit3').iterdir())[0].write_text('not an image')
+    n = len([*(data / 'val').rglob('*.png')])
+    assert main(['observer', '--data', str(data), '--arch', 'conv3', '--size', '16', '--epochs', '1', '--out', str(tmp_path / 'o.safetensors'), '--quiet']) == 0
+    assert f'% of {n - 1} validation images' in capsys.readouterr().out
+    assert main(['evaluate', '--model', str(tmp_path / 'o.safetensors'), '--data', str(data), '--json', str(tmp_path / 'e.json'), '--quiet']) == 0
+    assert json.loads((tmp_path / 'e.json').read_text())['n'] == n - 1
+
+
 def test_evaluate_goes_by_position_where_asked(made, tmp_path, capsys):
     from rded import models
     net = models.load(made / 'observer.safetensors')
@@ -240,6 +249,56 @@ def test_a_folder_without_train(capsys, data, made):
     assert 'has no train/' in refused(capsys, data.parent, 'distill', '--data', data, '--observer', made / 'observer.safetensors', '--ipc', '1', '--out', data.parent / 'x')
 
 
+def test_a_split_in_place_of_the_data_set_and_a_data_set_in_place_of_a_distilled_one(capsys, data, made):
+    o = made / 'observer.safetensors'
+    assert f'give the folder above it, {data}' in refused(capsys, data.parent, 'distill', '--data', data / 'train', '--observer', o, '--ipc', '1', '--out', data.parent / 'x')
+    assert f'give {data / "train"}' in refused(capsys, data.parent, 'train', '--distilled', data, '--observer', o, '--student', 'conv3', '--val', 'digits', '--out', data.parent / 's.safetensors')
+
+
+def test_json_takes_no_file_that_is_something_else(capsys, made, tmp_path):
+    mine = {'photo.jpg': b'\xff\xd8 a photograph', 'net.safetensors': (made / 'observer.safetensors').read_bytes(), 'rded.json': (made / 'set' / 'rded.json').read_bytes()}
+    for name, held in mine.items():
+        (tmp_path / name).write_bytes(held)
+        assert f'--json {tmp_path / name} exists and holds no result' in refused(capsys, tmp_path, 'recipes', 'digits-conv3-ipc10', '--json', tmp_path / name)
+    for _ in range(2): assert main(['recipes', 'digits-conv3-ipc10', '--json', str(tmp_path / 'told.json')]) == 0
+
+
+def test_places_that_take_no_file_are_known_before_any_work(capsys, made, tmp_path, monkeypatch):
+    from rded import observer
+    monkeypatch.setattr(observer, 'train_observer', None)
+    argv = ['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16']
+    assert '--out /proc/x.safetensors: /proc cannot be written to' in refused(capsys, tmp_path, *argv, '--out', '/proc/x.safetensors')
+    assert '--json /proc/x.json: /proc cannot be written to' in refused(capsys, tmp_path, *argv, '--out', tmp_path / 'x.safetensors', '--json', '/proc/x.json')
+
+
+def test_a_network_of_ones_own(made, tmp_path):
+    import torch
+    from rded import models
+    from rded.datasets import load
+    from rded.observer import get_observer
+    images, body = load('digits', 'val'), torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    with pytest.raises(ValueError, match='give rded.models.Network'): get_observer(body, images)
+    with pytest.raises(ValueError, match='no rded.models.Network'): models.save(body, tmp_path / 'own.safetensors')
+    net = models.Network(body, 'own', 10, 16, images.classes)
+    assert get_observer(net, images)(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ValueError, match="unknown model 'own'"): models.save(net, tmp_path / 'own.safetensors')
+    torch.save({'state_dict': {f'model.{k}': v for k, v in models.load(made / 'observer.safetensors').body.state_dict().items()}}, tmp_path / 'lightning.ckpt')
+    assert models.load(tmp_path / 'lightning.ckpt').arch == 'conv3'
+
+
+def test_a_size_that_is_not_the_sets_is_refused_and_a_network_says_what_it_is(capsys, made, tmp_path):
+    argv = ['train', '--distilled', made / 'set', '--observer', made / 'observer.safetensors', '--student', 'conv3', '--val', 'digits', '--out', tmp_path / 's.safetensors', '--size', '64']
+    assert 'leave out --size 64' in refused(capsys, tmp_path, *argv)
+    assert 'neither a distilled set, nor a manifest' in refused(capsys, tmp_path, 'info', next((made / 'data').rglob('*.png')))
+    assert main(['info', str(made / 'observer.safetensors'), '--json', str(tmp_path / 'i.json')]) == 0
+    assert json.loads((tmp_path / 'i.json').read_text())['arch'] == 'conv3' and 'a network' in capsys.readouterr().out
+
+
+def test_devices_that_are_not_here_are_refused_at_once(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, '_cuda', lambda: False)
+    assert '--devices 0,1: no CUDA device' in refused(capsys, tmp_path, 'reproduce', 'main_table', '--tiny', '--devices', '0,1', '--out', tmp_path / 'r')
+
+
 def test_an_empty_class(capsys, data, made):
     for p in (data / 'train' / 'digit3').iterdir(): p.unlink()
     assert "class 'digit3'" in refused(capsys, data.parent, 'distill', '--data', data, '--observer', made / 'observer.safetensors', '--ipc', '1', '--out', data.parent / 'x')
@@ -275,7 +334,8 @@ def test_a_class_of_text_files_only(capsys, data):
 def test_a_broken_validation_image_is_named(capsys, data):
     (data / 'val' / 'digit3' / 'zz.png').write_text('not an image')
     o = observer_of(NAMES, data.parent / 'o.safetensors')
-    assert 'zz.png' in refused(capsys, data.parent, 'evaluate', '--model', o, '--data', data)
+    assert main(['evaluate', '--model', str(o), '--data', str(data)]) == 0
+    assert 'zz.png' in capsys.readouterr().err
 
 
 def test_class_lists_that_disagree(capsys, data, made):
@@ -353,7 +413,7 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '1', '--seed', '4294967296', '--out', 'x'], '4294967296: give 4294967295 at most'),
     (['run', 'digits-conv3-ipc10', '--seeds', '0,9223372036854775808', '--out', 'x'], '9223372036854775808: give 4294967295 at most'),
     (['recipes', '--device', 'tpu'], "'tpu'"), (['recipes', '--seed', '-1'], 'give 0 or more'), (['recipes', '--json', '.'], 'is a folder'),
-    (['info', 'OBS'], 'observer.safetensors'), (['distil'], "'distil'"), (['report', '--results', 'DATA', '--out', 'x'], 'holds no result'), ([], 'COMMAND')])
+    (['distil'], "'distil'"), (['report', '--results', 'DATA', '--out', 'x'], 'holds no result'), ([], 'COMMAND')])
 def test_one_line(argv, words, capsys, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = {'OBS': made / 'observer.safetensors', 'SET': made / 'set', 'DATA': made / 'data', 'SET/rded.json': made / 'set' / 'rded.json', 'SET/CARD.md': made / 'set' / 'CARD.md'}
