@@ -214,8 +214,7 @@ def info(args, progress):
 def _info_manifest(args):
     "What a manifest alone tells."
     from rded.distilled import read_manifest
-    try: m = read_manifest(args.set)
-    except UnicodeDecodeError: raise ValueError(f'{args.set} is neither a distilled set, nor a manifest, nor labels, nor a network') from None
+    m = read_manifest(args.set)
     facts = {'images': len(m['images']), 'classes': len(m['classes']), 'ipc': m['settings'].get('ipc'), 'size': m['settings']['size'], 'factor': m['settings']['factor']}
     about, names = _about(m), m.get('names') or m['classes']
     _show(f"{args.set}: a manifest", {**facts, 'names': _few(names), 'bytes': Path(args.set).stat().st_size, **{k: _words(v) for k, v in about.items() if v is not None},

@@ -289,7 +289,7 @@ def test_a_network_of_ones_own(made, tmp_path):
 def test_a_size_that_is_not_the_sets_is_refused_and_a_network_says_what_it_is(capsys, made, tmp_path):
     argv = ['train', '--distilled', made / 'set', '--observer', made / 'observer.safetensors', '--student', 'conv3', '--val', 'digits', '--out', tmp_path / 's.safetensors', '--size', '64']
     assert 'leave out --size 64' in refused(capsys, tmp_path, *argv)
-    assert 'neither a distilled set, nor a manifest' in refused(capsys, tmp_path, 'info', next((made / 'data').rglob('*.png')))
+    assert 'no text, and so no JSON' in refused(capsys, tmp_path, 'info', next((made / 'data').rglob('*.png')))
     assert main(['info', str(made / 'observer.safetensors'), '--json', str(tmp_path / 'i.json')]) == 0
     assert json.loads((tmp_path / 'i.json').read_text())['arch'] == 'conv3' and 'a network' in capsys.readouterr().out
 
