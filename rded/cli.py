@@ -681,7 +681,7 @@ def method(name):
 DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'; 'held-out-K:' before one of these keeps to its training split and validates on K images a class of it"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
-MIN_SCALE = dict(type=share, metavar='S', help="the smallest crop, as a share of the image; the recipe's or training's own, else 1/F of a set of F × F patches, and of whole images 1/2 from 128 px on, else 1, unless told")
+MIN_SCALE = dict(type=share, metavar='S', help="the smallest crop, as a share of the image; default: the recipe's or the training's, else 1/F for F × F patches, else 1/2 from 128 px on and 1 below")
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
 TRAININGS = ('paper', 'plus', 'long', 'steady')     # recipes', without its imports
@@ -689,29 +689,29 @@ BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
-        '--size': dict(type=PIXELS, help="pixels; the network's usual size unless told"), '--epochs': dict(type=whole(1), help="the recipe's number unless told"),
+        '--size': dict(type=PIXELS, help="pixels (default: the network's usual size)"), '--epochs': dict(type=whole(1), help="default: the recipe's number"),
         '--stop': dict(type=whole(1), metavar='N', help='end after N of the epochs: an early checkpoint, which teaches small sets better'),
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
         '--optimizer': dict(choices=('sgd', 'muon'), default='sgd', help='how it steps: sgd, as published, or muon, which knows more after as many epochs (sgd)'),
-        '--lr': dict(type=share, metavar='R', help="its highest learning rate; the recipe's or the optimiser's own unless told"),
-        '--label-smoothing': dict(type=fraction, metavar='S', help="share of the labels that is spread over all classes; the recipe's unless told (0.1)"),
+        '--lr': dict(type=share, metavar='R', help="its highest learning rate (default: the recipe's or the optimiser's own)"),
+        '--label-smoothing': dict(type=fraction, metavar='S', help="share of the labels that is spread over all classes (default: the recipe's, 0.1)"),
         '--precision': PRECISION,
         '--out': dict(required=True, help='FILE.safetensors')}),
     'distill': (distill, 'distill images into a few per class', {
         '--data': dict(required=True, help=DATA), '--observer': dict(help=OBSERVER), '--ipc': dict(required=True, type=whole(1), help='images per class'),
-        '--factor': dict(type=whole(1), help='an image is F × F patches; 2 from 128 px on, else 1, unless told'),
+        '--factor': dict(type=whole(1), help='an image is F × F patches (default: 2 from 128 px on, else 1)'),
         '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'), '--preselect': dict(type=whole(1), default=300, help='images drawn of each class (300)'),
         '--spares': SPARES,
-        '--size': dict(type=PIXELS, help="pixels; the observer's unless told"), '--selection': dict(default='top', help="which crops to keep ('top'); an unknown name lists all"),
+        '--size': dict(type=PIXELS, help="pixels (default: the observer's)"), '--selection': dict(default='top', help="which crops to keep ('top'); an unknown name lists all"),
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
-        '--iterations': dict(type=whole(1), help="of the optimisation, for --method sre2l; the data set's number unless told"),
+        '--iterations': dict(type=whole(1), help="of the optimisation, for --method sre2l (default: the data set's number)"),
         '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would, whichever method but sre2l chose them (the published code: 75)'),
         '--method': dict(type=method, default='rded', help=f"{', '.join(METHODS)}; with an observer's labels and a brief training top-of-clusters is the best known"), '--out': dict(required=True, help='a new folder')}),
     'verify': (verify, 'check a distilled set or a folder of labels against what was written', {'set': dict(metavar='DIR'),
         '--data': dict(help='check the images it was made from, too: ' + DATA)}),
     'rebuild': (rebuild, 'make a distilled set again from its manifest and the original images', {
         '--manifest': dict(required=True, help='a rded.json, also compressed: rded.json.gz, rded.json.xz'), '--data': dict(required=True, help=DATA),
-        '--against': dict(metavar='DIR', help="the set as it was, to measure a difference; the manifest's own folder unless told"), '--out': dict(required=True, help='a new folder')}),
+        '--against': dict(metavar='DIR', help="the set as it was, to measure a difference (default: the manifest's own folder)"), '--out': dict(required=True, help='a new folder')}),
     'info': (info, 'describe a distilled set, a manifest, or a folder of labels', {'set': dict(metavar='DIR')}),
     'export': (export, 'write a distilled set in the form that other code reads', {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'),
@@ -723,17 +723,17 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(required=True, help=OBSERVER + ': the mean of their logits'),
         '--epochs': dict(required=True, type=whole(1), help='to record'), '--keep': dict(default='full', help="of the labels: full, 8bit, top10, 10%% of the batches, or as top10+10%% (full)"),
         '--training': dict(choices=TRAININGS, help='named settings, which decide the views (paper)'), '--min-scale': MIN_SCALE, '--student': dict(help='network whose settings to take, where it matters'), '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, as `train --recipe` does'),
-        '--batch-size': dict(type=whole(1), help='images an update: views and partners depend on it'), '--part-epochs': dict(type=whole(1), metavar='E', help='epochs in a file; as many as make 64 MB unless told'),
+        '--batch-size': dict(type=whole(1), help='images an update: views and partners depend on it'), '--part-epochs': dict(type=whole(1), metavar='E', help='epochs in a file (default: as many as make 64 MB)'),
         '--size': dict(type=PIXELS, help='pixels, for a plain folder of images of other sizes'), '--precision': {**PRECISION, 'default': 'float32', 'help': "of the observer's arithmetic (float32); `train --observer` takes bfloat16 where it is faster"},
         '--out': dict(required=True, help='a folder; the parts that stand there are not made again')}),
     'train': (train, 'train a student on a distilled set', {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(help=OBSERVER + '; labels every view'),
         '--labels': dict(metavar='DIR', help='a folder of `rded relabel`, in place of an observer'), '--reuse': dict(action='store_true', help='go through recorded epochs again where training is longer'),
         '--any-seed': dict(action='store_true', help='take labels of another seed: views are the recorded ones, weights of this seed'),
-        '--hard': dict(action='store_true', help='labels are the classes'), '--student': dict(help="network name; the recipe's unless told"),
+        '--hard': dict(action='store_true', help='labels are the classes'), '--student': dict(help="network name (default: the recipe's)"),
         '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, so that the result stands beside its others'),
         '--method-name': dict(metavar='NAME', help='what made the set, as SRe2L: its name in tables and figures'),
-        '--training': dict(choices=TRAININGS, help='named settings (paper)'), '--min-scale': MIN_SCALE, '--epochs': dict(type=whole(1), help='300 unless told, or as many as are recorded'),
+        '--training': dict(choices=TRAININGS, help='named settings (paper)'), '--min-scale': MIN_SCALE, '--epochs': dict(type=whole(1), help='default: 300, or as many as are recorded'),
         '--batch-size': dict(type=whole(1), help='images an update; it changes the result'), '--val': dict(required=True, help=DATA),
         '--size': dict(type=PIXELS, help='pixels, for a plain folder of images of other sizes'), '--precision': PRECISION, '--note': NOTE,
         '--out': dict(required=True, help='FILE.safetensors')}),
@@ -741,10 +741,10 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--model': dict(required=True, help='a file, or a name with weights'), '--data': dict(required=True, help=DATA), '--size': dict(type=PIXELS, help='pixels')}),
     'recipes': (recipes, 'list the recipes, or show one', {'name': dict(nargs='?', metavar='NAME', help='one of them; NAME-plus, NAME-long and NAME-steady have that training and its own labeller')}),
     'run': (run, 'run a recipe: distill, train and evaluate, seed by seed', {
-        'recipe': dict(metavar='RECIPE'), '--data': dict(help="DATA; the recipe's own unless told"), '--observer': dict(help=OBSERVER + '; trained where none is given'),
+        'recipe': dict(metavar='RECIPE'), '--data': dict(help="DATA (default: the recipe's own)"), '--observer': dict(help=OBSERVER + '; trained where none is given'),
         '--labeller': dict(metavar='O', help='labels in place of the observer, which then scores alone; several, separated by commas, by their mean logits'),
         '--seeds': dict(type=several(SEED), help='as 0,1,2'), '--methods': dict(type=several(method), default=['rded', 'random-images'], help='as rded,random-images'),
-        '--epochs': dict(type=whole(1), help="the recipe's number unless told"), '--hard': dict(action='store_true', help='labels are the classes'),
+        '--epochs': dict(type=whole(1), help="default: the recipe's number"), '--hard': dict(action='store_true', help='labels are the classes'),
         '--keep-students': dict(action='store_true', help='save each student that is trained, in OUT/students'),
         '--note': NOTE, '--precision': PRECISION,
         '--spares': SPARES,
@@ -760,14 +760,14 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--only': dict(type=several(pair), metavar='K=V,…', help='a part of the table, as dataset=CIFAR-10,ipc=1,ipc=10'),
         '--seeds': dict(type=several(SEED), help='as 0,1,2, which is usual'), '--methods': dict(type=several(method), help='as rded,random-images, which is usual'),
         '--set': dict(type=several(setting), metavar='K=V,…', help="other parameters of the notebook, as epochs=30 or observer=FILE"),
-        '--observers': dict(metavar='DIR', help='folder of trained observers; OUT/observers unless told'),
-        '--devices': dict(type=listed, metavar='D,…', help='one worker each: 0,1 or 0,0,0 (GPUs), or cpu,cpu; every GPU unless told'),
+        '--observers': dict(metavar='DIR', help='folder of trained observers (default: OUT/observers)'),
+        '--devices': dict(type=listed, metavar='D,…', help='one worker each: 0,1 or 0,0,0 (GPUs), or cpu,cpu (default: every GPU)'),
         '--minutes': dict(type=whole(1), help='start no cell after so many'), '--dry-run': dict(action='store_true', help='say what would be done, with time, disk and downloads'),
         '--tiny': dict(action='store_true', help='the same code on a few digits'), '--precision': PRECISION, '--note': NOTE,
         '--out': dict(default='runs/reproduce', help='folder of results, sets, observers and notebooks of all tables (runs/reproduce)')}),
     'bench': (bench, 'measure speed: the published way and ours in turn', {
-        'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)}; all but gpu, scan and faults unless told"),
-        '--data': dict(help='images of CIFAR-10, as DATA; made of two photographs unless told'), '--observer': dict(help='for them, Conv-3; random weights unless told'),
+        'stage': dict(nargs='?', choices=BENCHES, metavar='STAGE', help=f"{', '.join(BENCHES)} (default: all but gpu, scan and faults)"),
+        '--data': dict(help='images of CIFAR-10, as DATA (default: made of two photographs)'), '--observer': dict(help='for them, Conv-3 (default: random weights)'),
         '--entries': dict(type=whole(8), metavar='N', help='for scan: images in the shards it makes (1000000, of about 3 kB each)'),
         '--turns': dict(type=whole(1), default=5, help='runs of each side that count (5)'), '--out': dict(required=True, help='folder of result files: bench-STAGE.json')}),
     'plan': (plan, 'reckon what a distillation will cost, from rates measured here', {
@@ -775,12 +775,12 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--preselect': dict(type=amount, default=300, help='images drawn of each class (300)'), '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'),
         '--factor': dict(type=whole(1), default=2, help='an image is F × F patches (2)'), '--size': dict(type=PIXELS, default=224, help='pixels (224)'),
         '--arch': dict(default='resnet18', help='the observer, by name (resnet18)'), '--observer': dict(help='a trained one to measure with, which tells how many crops are judged again'),
-        '--data': dict(help='measure the rates on these images; pieces of two photographs unless told'), '--rates': dict(metavar='FILE', help='measured rates: read where it exists (and no --data is given), else written'),
-        '--measure-preselect': dict(type=whole(1), metavar='M', help='images drawn of each class while measuring; about 200 in all unless told'), '--measure-ipc': dict(type=whole(1), default=1, metavar='K', help='and images per class that come out (1)'),
-        '--image-bytes': dict(type=amount, help="bytes of a source file; 110e3, or what --data's have, unless told"), '--image-pixels': dict(type=amount, help="pixels of a source image; 200e3, or what --data's have, unless told"),
+        '--data': dict(help='measure the rates on these images (default: pieces of two photographs)'), '--rates': dict(metavar='FILE', help='measured rates: read where it exists (and no --data is given), else written'),
+        '--measure-preselect': dict(type=whole(1), metavar='M', help='images drawn of each class while measuring (default: about 200 in all)'), '--measure-ipc': dict(type=whole(1), default=1, metavar='K', help='and images per class that come out (1)'),
+        '--image-bytes': dict(type=amount, help="bytes of a source file (default: 110e3, or what --data's have,)"), '--image-pixels': dict(type=amount, help="pixels of a source image (default: 200e3, or what --data's have,)"),
         '--layout': dict(choices=('folder', 'shards'), default='folder', help='how the images lie'), '--cached': dict(action='store_true', help='the images lie in memory already'),
-        '--gpus': dict(type=whole(0), default=0, help='assumed, of all machines together; 0: the cores judge'), '--cores': dict(type=whole(1), help='those here, or 16 a GPU, unless told'),
-        '--network': dict(type=float, metavar='GBIT', help='Gbit/s into each machine of 8 GPUs; the local disk, or 10 with GPUs, unless told'),
+        '--gpus': dict(type=whole(0), default=0, help='assumed, of all machines together; 0: the cores judge'), '--cores': dict(type=whole(1), help='those here, or 16 a GPU'),
+        '--network': dict(type=float, metavar='GBIT', help='Gbit/s into each machine of 8 GPUs (default: the local disk, or 10 with GPUs)'),
         '--gpu-peak': dict(type=float, default=312.0, metavar='TFLOPS', help='of a GPU in bfloat16 (312)'), '--gpu-share': dict(type=float, default=0.15, help='of its peak that the observer reaches (0.15)')}),
     'report': (report, 'tables and figures from result files', {'--results': dict(required=True, help='folder of result files'), '--sets': dict(help='folder of their sets, to show the images'), '--out': dict(required=True, help='folder of the report')}),
 }
@@ -841,7 +841,7 @@ def _is_result(file):
     "Whether a file may be written over: JSON, and neither a manifest nor a page of labels."
     try: told = json.loads(file.read_bytes())
     except (ValueError, OSError): return False
-    return isinstance(told, (dict, list)) and not (isinstance(told, dict) and told.get('format') in ('rded-1', 'rded-labels-1'))
+    return isinstance(told, list) or isinstance(told, dict) and told.get('format') != 'rded-1' and file.name != 'labels.json'
 
 def _check_ranks(args):
     "ValueError where torchrun started several ranks for a command that cannot share its work out, or too few GPUs are here for them."

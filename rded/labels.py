@@ -447,7 +447,7 @@ def relabel(
         meta = resume(folder, meta)
         missing, x = [p for p in meta['parts'] if not p['sha256']], distilled.x.to(meta['environment']['device'])
         room(folder, missing)
-        if log: log(f'{spoken(meta)}; {len(meta["parts"]) - len(missing)} of {len(meta["parts"])} parts stand')
+        if log: log(f'{spoken(meta)}; {len(meta["parts"]) - len(missing)} of {len(meta["parts"])} parts done')
         if not (folder / 'labels.json').exists() or read_meta(folder) != meta: write_json(folder / 'labels.json', meta)
         record(folder, meta, training, lambda indices, views: finite(observer, observer.logits(apply_views(x[indices.to(x.device)], views))), progress)
     return StoredLabels(folder)

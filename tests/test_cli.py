@@ -282,6 +282,13 @@ def test_a_network_of_ones_own(made, tmp_path):
     net = models.Network(body, 'own', 10, 16, images.classes)
     assert get_observer(net, images)(torch.rand(2, 3, 16, 16)).shape == (2, 10)
     with pytest.raises(ValueError, match="unknown model 'own'"): models.save(net, tmp_path / 'own.safetensors')
+    from rded import baselines, recipes
+    from rded.labels import relabel
+    made_by_hand = baselines.random_images(load('digits', 'train'), 2, 16)
+    made_by_hand.save(tmp_path / 'set')
+    relabel(made_by_hand, get_observer(net, images), recipes.paper_training('conv3', 2, 10), 2, out=tmp_path / 'labels')
+    assert main(['train', '--distilled', str(tmp_path / 'set'), '--labels', str(tmp_path / 'labels'), '--student', 'conv3', '--val', 'digits', '--epochs', '2', '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 's.json')]) == 0
+    assert json.loads((tmp_path / 's.json').read_text())['observer']['arch'] == 'own'
     torch.save({'state_dict': {f'model.{k}': v for k, v in models.load(made / 'observer.safetensors').body.state_dict().items()}}, tmp_path / 'lightning.ckpt')
     assert models.load(tmp_path / 'lightning.ckpt').arch == 'conv3'
 

@@ -340,7 +340,7 @@ def test_the_command_says_its_bytes_before_and_after(site, tmp_path, capsys):
     out, told = capsys.readouterr().out, json.loads((tmp_path / 'l.json').read_text())
     assert out.startswith('to be recorded: 2 batches, 20 views: 180 bytes of labels (top3+50%) and') and f"{tmp_path / 'l'}: {told['bytes']:,} bytes in 1 part" in out
     assert told['bytes'] == sum(p.stat().st_size for p in (tmp_path / 'l').iterdir()) and told['observer']['name'] == 'observer.safetensors'
-    assert main(list(map(str, argv))) == 0 and '1 of 1 parts stand' in capsys.readouterr().out
+    assert main(list(map(str, argv))) == 0 and '1 of 1 parts done' in capsys.readouterr().out
 
 
 def test_training_from_labels_needs_no_observer(site, own, capsys, tmp_path):

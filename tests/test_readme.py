@@ -30,7 +30,7 @@ def test_its_python_runs_as_it_stands_on_a_smaller_recipe(tmp_path, monkeypatch,
     assert len(code.splitlines()) <= 30
     monkeypatch.chdir(tmp_path)
     exec(code.replace('digits-conv3-ipc10', 'cifar10-conv3-ipc10-tiny'), {})
-    assert "'top1'" in capsys.readouterr().out and (tmp_path / 'small' / 'rded.json').is_file()
+    assert "'top1'" in capsys.readouterr().out and (tmp_path / 'from-python' / 'rded.json').is_file()
 
 
 @pytest.mark.parametrize('link', sorted(set(re.findall(r'\]\((?!http)([^)]+)\)', TEXT))))
