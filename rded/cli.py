@@ -107,6 +107,11 @@ def _citable(name):
     if not found: raise ValueError(f"--dataset {name!r}: choose from {', '.join(known)}, or leave it out for the values of the images' size")
     return found
 
+def _made(args, device):
+    "How a number came to be."
+    from rded import pipeline
+    return {'command': args.command_line, 'commit': pipeline.commit(), 'environment': pipeline.environment(device)}
+
 def observer(args, progress):
     from rded import datasets, models, recipes, resume
     from rded.observer import train_observer
@@ -118,7 +123,7 @@ def observer(args, progress):
     changes = {**(recipes.MUON if args.optimizer == 'muon' else {}), **({'lr': args.lr} if args.lr else {}), 'label_smoothing': args.label_smoothing}
     training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, **changes, precision=models.pick_precision(args.precision, device))
     net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out))
-    result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info}
+    result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info, **_made(args, device)}
     _write(args.json, result)
     models.save(net, out)
     resume.forget(out)
@@ -478,7 +483,7 @@ def evaluate(args, progress):
     images = _decoded(datasets.load(args.data, 'val', args.download), net.size, args.workers)
     result = measure(net, images, args.batch or 512, args.workers, device, match_columns(net, images, args.no_check), progress)
     _show(f'{args.model} on {args.data}', {'top-1': f"{result['top1']:.2f} %", 'top-5': f"{result['top5']:.2f} %", 'images': result['n']})
-    return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result}
+    return {'model': str(args.model), 'arch': net.arch, 'size': net.size, 'data': str(args.data), **result, **_made(args, device)}
 
 # %% ../nbs/47_cli.ipynb #fa3ccba8
 def recipes(args, progress):

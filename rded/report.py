@@ -381,7 +381,10 @@ def draw_beyond(grids):
     "Accuracy against IPC, a panel a data set and student: a matplotlib Figure."
     def one(place, grid):
         series = {'published RDED': (sorted({(ipc, p.top1, p.std or 0) for (ipc, _), c in grid.items() if (p := _published(c))}), PAPER)}
-        for training, (label, style) in BEYOND.items(): series[label] = [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if t == training], (*style, None)
+        for training, (label, (colour, marker, line)) in BEYOND.items():
+            at = lambda whole: [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if t == training and (c.training == training) == whole]
+            series[label] = at(True), (colour, marker, line, None)
+            series[f'{label}, fewer epochs'] = at(False), (colour, marker, 'none', 'white')
         return lambda ax: _side_by_side(ax, series, ', '.join(place))
     return _in_panels([one(*g) for g in grids.items()])
 
