@@ -388,12 +388,12 @@ def sharded(
     if any(os.path.isdir(os.path.join(folder, entry)) for folder in folders for entry in os.listdir(folder)): return False
     return any(name.endswith(TARS) for folder in [path, *folders] for name in os.listdir(folder))
 
-def _check_same(classes, train, where):
+def _check_same(classes, train, where, root):
     "`ValueError` that names the difference unless both lists hold the same classes."
     missing, extra = sorted(set(train) - set(classes)), sorted(set(classes) - set(train))
     parts = [f'lacks {", ".join(missing[:3])}' + ' …' * (len(missing) > 3)] * bool(missing)
     parts += [f'has also {", ".join(extra[:3])}' + ' …' * (len(extra) > 3)] * bool(extra)
-    if parts: raise ValueError(f'{where} and train/ disagree about the classes: {where} {" and ".join(parts)}')
+    if parts: raise ValueError(f'{root}: {where} and train/ disagree about the classes: {where} {" and ".join(parts)}')
 
 def _split_folder(tree, split):
     "'train', 'val' or 'test': the folder that holds a split."
@@ -407,7 +407,7 @@ def _load_split(tree, split):
     part = _split_folder(tree, split)
     classes = _classes_in(tree, part)
     if part == 'val' and os.path.isfile(tree.path(TABLE)) and len(classes) > 1: classes = [c for c in classes if c != 'images' or tree.files(part, c)]  # left behind
-    if split == 'val' and 'train' in tree.folders() and not sharded(tree.root, 'train'): _check_same(classes, _classes_in(tree, 'train'), f'{part}/')
+    if split == 'val' and 'train' in tree.folders() and not sharded(tree.root, 'train'): _check_same(classes, _classes_in(tree, 'train'), f'{part}/', tree.root)
     return _assemble(tree, split, classes, [tree.files(part, c) for c in classes], _words(tree))
 
 # %% ../nbs/02_datasets.ipynb #1e3dbd8c
@@ -429,7 +429,7 @@ def _load_tiny_val(tree):
     rows = [line.split() for line in tree.lines(TABLE) if line.strip()]
     if any(len(row) < 2 for row in rows): raise ValueError(f'{tree.root}: {TABLE} has a line without a class: fetch it again')
     table = dict(row[:2] for row in rows)
-    _check_same(table.values(), classes, TABLE)
+    _check_same(table.values(), classes, TABLE, tree.root)
     files = {key: [] for key in classes}
     for path in tree.files('val', 'images'):
         key = table.get(os.path.basename(path))

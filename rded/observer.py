@@ -419,7 +419,7 @@ def check_class_order(
     evidence = order_evidence(answers.argmax(1), sample.y, classes)
     if evidence['wrong']: raise ValueError(complaint(observer, images, evidence))
     if evidence['near_chance']:
-        warn(f'the observer {observer.name} is right on {evidence["accuracy"]:.1f} % of {evidence["images"]} images of {images.name}, which is near chance: fine if it is weak on purpose, wrong otherwise')
+        warn(f'the observer {observer.name} is right on {evidence["accuracy"]:.1f} % of {evidence["images"]} images of {images.name}, which is near chance ({100 / classes:.1f} %): fine if it is weak on purpose, wrong otherwise')
     return {'accuracy': round(evidence['accuracy'], 2), 'images': evidence['images'], 'p': evidence['p']}
 
 def readable(images, label, count, seed) -> list:
