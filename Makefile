@@ -82,7 +82,7 @@ bars: $(SETUP)
 DEVICES ?= 0,0
 gpu: bars
 	mkdir -p runs/reproduce/results
-	for f in reports/results/*-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
+	for f in reports/results/*-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || grep -q '"training": "[a-z]*, epochs' $$f || cp $$f runs/reproduce/results/; done    # not those of other epochs under a cell's name
 	$(RDED) reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
 	$(RDED) bench gpu --out runs/reproduce/results
 

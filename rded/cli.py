@@ -551,7 +551,7 @@ def _plan(args, tables, root, only, settings):
     devices = args.devices or tables.devices_here(args.device)
     lines = tables.described(jobs, args.out, 'cpu' if devices[0] == 'cpu' else 'cuda', len(devices), args.observers, settings.get('observer'))
     print('\n'.join(lines))
-    return {'cells': [{'name': j.name, 'missing': [f.name for f in j.missing(args.out)], 'obstacle': tables.obstacle(j)} for j in jobs], 'summary': lines[-1]}
+    return {'cells': [{'name': j.name, 'missing': [f.name for f in (j.files if (why := tables.another(j, args.out)) else j.missing)(args.out)], 'obstacle': why or tables.obstacle(j)} for j in jobs], 'summary': lines[-1]}
 
 def _grouped(pairs):
     "{key: [values]} of (key, value) pairs."
@@ -566,6 +566,9 @@ def bench(args, progress):
     models.pick_device('cuda' if args.stage == 'gpu' else args.device)
     if args.device == 'cuda' and args.stage != 'gpu': raise ValueError(f"--device cuda: only the stage gpu runs there, {args.stage or 'these'} on the processor: leave it out")
     if args.stage == 'faults': return _faults(args)
+    given = {word.partition('=')[0] for word in shlex.split(args.command_line)}
+    idle = [o for o in ('--seed', '--batch', '--workers', *(('--data', '--observer', '--turns') if args.stage == 'gpu' else ())) if o in given]
+    if idle: raise ValueError(f'{idle[0]} does nothing here: what is measured is fixed, so that measurements can be compared')
     if args.entries and args.stage != 'scan': raise ValueError(f'--entries {args.entries}: it is for the stage scan')
     stages, changes = [args.stage] if args.stage else [s for s in BENCHES if s not in ('gpu', 'scan', 'faults')], {'entries': args.entries} if args.entries else {}
     return bench.run(stages, args.out, args.data, args.observer, args.turns, log=lambda text: print(text, flush=True), **changes)

@@ -371,7 +371,8 @@ def _lines(values, indent=''):
         yield f"{indent + f.name:20} {v.name if nested else 'none' if v in (None, '', ()) else v}".rstrip()
         if nested: yield from list(_lines(v, indent + '  '))[1:]
 
-CITABLE = {'mobilenet_v2': 'MobileNet-V2', 'efficientnet_b0': 'EfficientNet-B0', 'swin_v2_t': 'Swin-V2-Tiny'}
+CITABLE = {'mobilenet_v2': 'MobileNet-V2', 'efficientnet_b0': 'EfficientNet-B0', 'swin_v2_t': 'Swin-V2-Tiny', 'swin_t': 'Swin-Tiny', 'convnext_tiny': 'ConvNext-Tiny',
+           'shufflenet_v2_x0_5': 'ShuffleNet-V2', 'deit_tiny_patch16_224': 'DeiT-Tiny', 'regnet_y_400mf': 'RegNet-Y'}
 
 def citable(arch):
     "The name a table gives a network: 'conv3' -> 'Conv-3', 'resnet18_modified' -> 'ResNet-18'."

@@ -225,8 +225,8 @@ def accuracy_row(cell, among):
 def paper_rows(table):
     "A row a data set and IPC of the paper's main table: ours, the verdict and the published value under each network."
     ours = {}
-    for c in table:
-        if c.published and c.recipe in RECIPES: ours.setdefault(c.recipe, c)      # of several observers the first
+    for c in sorted(table, key=lambda c: -c.top1.n):
+        if c.published and c.recipe in RECIPES: ours.setdefault(c.recipe, c)      # of several observers the one with the most seeds
     rows = {}
     for name, r in RECIPES.items():
         if not (p := r.published): continue
@@ -356,13 +356,15 @@ def draw(cells):
 BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's training, here", 'plus', 'long', 'steady'), STYLES.values())))
 
 def beyond(table):
-    "{(data set, student): {(IPC, training): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, labelled by an observer, where one of the latter three was run; of several observers the one with the most seeds."
+    "{(data set, student): {(IPC, training, with its epochs where they are not its own): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, labelled by an observer, where one of the latter three was run; of several observers the one with the most seeds."
     found = {}
     for c in sorted(table, key=lambda c: -c.top1.n):
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, epochs \d+)?', c.training)
-        if c.method == 'rded' and named and _plain(c) in RECIPES: found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, named[1] or named[2]), c)
-    in_order = lambda cell: (cell[0][0], list(BEYOND).index(cell[0][1]))
+        if c.method == 'rded' and named and _plain(c) in RECIPES: found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, c.training), c)
+    in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
+
+def _named(training): return training.split(',')[0]
 
 def _plain(cell): return re.sub('-(plus|long|steady)$', '', cell.recipe)
 
@@ -382,7 +384,7 @@ def draw_beyond(grids):
     def one(place, grid):
         series = {'published RDED': (sorted({(ipc, p.top1, p.std or 0) for (ipc, _), c in grid.items() if (p := _published(c))}), PAPER)}
         for training, (label, (colour, marker, line)) in BEYOND.items():
-            at = lambda whole: [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if t == training and (c.training == training) == whole]
+            at = lambda whole: [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if _named(t) == training and (t == training) == whole]
             series[label] = at(True), (colour, marker, line, None)
             series[f'{label}, fewer epochs'] = at(False), (colour, marker, 'none', 'white')
         return lambda ax: _side_by_side(ax, series, ', '.join(place))
@@ -416,14 +418,17 @@ def _paired(ours, theirs):
     return statistics.fmean(gaps), half, len(gaps)
 
 def choice_gaps(table):
-    "{(data set, student, training, patches a side): {(images a class, random method, kind of labels): (mean, half width or None, seeds)}}: RDED minus random, where at least two kinds of labels were run; of several observers that labelled, the one with the most cells."
+    "{(data set, student, training, patches a side): {(images a class, random method, kind of labels): (mean, half width or None, seeds)}}: RDED minus random, where at least two kinds of labels were run; of several observers that labelled, and of several choices of validation images, the one with the most cells; of recorded views of several lengths the one with the most seeds."
     panels = {}
     for c in table:
         if c.method != 'rded' or not (place := _panel_and_patches(c)): continue
-        by_observer = panels.setdefault(place[0], {}).setdefault(c.observer['sha256'], {})
+        judged = c.results[0]['split'], c.results[0]['n']
+        by_observer = panels.setdefault(place[0], {}).setdefault(judged, {}).setdefault(c.observer['sha256'], {})
         for random in METHODS[1:]:
-            if (theirs := baseline(c, table, random)) and (gap := _paired(c, theirs)): by_observer[c.ipc, random, place[1]] = gap
-    gaps = {panel: by_observer.pop(None, {}) | max(by_observer.values(), key=len, default={}) for panel, by_observer in sorted(panels.items())}
+            at = c.ipc, random, place[1]
+            if (theirs := baseline(c, table, random)) and (gap := _paired(c, theirs)) and gap[2] > by_observer.get(at, (0, 0, 0))[2]: by_observer[at] = gap
+    fullest = lambda of: max(of, key=len, default={})
+    gaps = {panel: fullest([by.pop(None, {}) | fullest(by.values()) for by in judged.values()]) for panel, judged in sorted(panels.items())}
     return {panel: of for panel, of in gaps.items() if len({kind for _, _, kind in of}) > 1}
 
 # %% ../nbs/42_report.ipynb #e0f9b0e8
@@ -811,13 +816,14 @@ def _measured(results, table):
     "(tables, figures) of whatever else than accuracies was measured, by name."
     made, drawn, benches, plans = {}, {}, read_benches(results), read_plans(results)
     with _made_from(benches):
-        if timed := [b for b in benches if 'ranks' not in b and 'scan' not in b]: made['speed'], drawn['speed'] = speed_rows(timed), draw_speed(timed)
+        if timed := [b for b in benches if any(a in b for a in ALLOCATORS) or 'growth' in b]: made['speed'], drawn['speed'] = speed_rows(timed), draw_speed(timed)
         if rows := rank_rows(benches): made['ranks'] = rows
         if rows := scan_rows(benches): made['scans'], drawn['scans'] = rows, draw_scan(benches)
     with _made_from(plans):
         if rows := plan_rows(plans): made['plans'] = rows
         if any('growth' in p for p in plans): drawn['cost'] = draw_cost(plans)
-    if faults := [f for p in sorted(Path(results).glob('*.json')) if _is_other(f := read_json(p), (FAULTS,))]: made['faults'] = fault_rows(faults)
+    with _made_from(faults := [{**f, 'file': p.name} for p in sorted(Path(results).glob('*.json')) if _is_other(f := read_json(p), (FAULTS,))]):
+        if faults: made['faults'] = fault_rows(faults)
     for bad in read_bad_input(results): made['damaged-images'], made['malformed-files'] = damage_rows(bad), malformed_rows(bad)
     for format, tell in FINDINGS.items():
         with _made_from(found := read_found(results, format)):

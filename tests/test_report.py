@@ -93,6 +93,47 @@ def test_the_published_number_stands_beside_rded_on_its_own_data_only():
     assert own(method='random-images') is own(dataset='my photos') is own(recipe='mine') is own(ipc=9) is own(student='conv4') is own(observer=None) is None
 
 
+def its(**change): return {**RESULT, **change, 'file': str(sorted(change.items()))}
+
+
+def test_the_papers_table_has_the_observer_with_the_most_seeds():
+    eye = lambda name: {**RESULT['observer'], 'name': name, 'sha256': name * 64}
+    found = report.cells([its(seed=0, top1=30.0, observer=eye('a'))] + [its(seed=s, top1=50.0 + s, observer=eye('b')) for s in range(3)])
+    row = next(r for r in report.paper_rows(found) if (r['data set'], r['IPC']) == ('CIFAR-10', 10))
+    assert any('51.00 ± 1.00 (3)' in str(v) for v in row.values()) and not any('30.00' in str(v) for v in row.values())
+
+
+def test_a_training_cut_short_stands_beside_the_whole_one():
+    found = report.cells([its(recipe='cifar10-conv3-ipc10-plus', training='plus, epochs 100', seed=s, top1=60.0) for s in range(3)] + [its(recipe='cifar10-conv3-ipc10-plus', training='plus', seed=0, top1=78.0)])
+    assert [(r['training'], r['top-1, last epoch'].mean) for r in report.beyond_rows(report.beyond(found))] == [('plus', 78.0), ('plus, epochs 100', 60.0)]
+
+
+def test_what_the_choice_is_worth_mixes_no_validation_images():
+    both = lambda gap, **more: [its(method=m, seed=s, top1=50.0 + gap * (m == 'rded'), training=t, **more, **({'observer': None} if t.endswith('hard') else {}))
+                                for t in ('paper', 'paper-hard') for s in range(3) for m in ('rded', 'random-images')]
+    (gaps,) = report.choice_gaps(report.cells(both(5.0, n=10000) + both(-9.0, n=500))).values()
+    assert len({gap for gap, *_ in gaps.values()}) == 1
+    views = lambda count, gap, seeds: [i for i in both(gap) if i['seed'] < seeds and i['training'] == 'paper']
+    seen = [{**i, 'training': f'paper, labels full, {v} fixed views', 'file': f'{v} {i["file"]}'} for v, gap, seeds in ((1, 7.0, 3), (30, 1.0, 2)) for i in views(v, gap, seeds)]
+    (gaps,) = report.choice_gaps(report.cells(both(5.0) + seen)).values()
+    assert gaps[10, 'random-images', 'recorded views'][0] == 7.0        # of two lengths the one with more seeds
+
+
+def test_a_gpus_measurements_make_no_empty_chart(tmp_path):
+    (tmp_path / 'r.json').write_text(json.dumps(RESULT))
+    (tmp_path / 'bench-gpu.json').write_text(json.dumps({'format': 'rded-bench-1', 'stage': 'gpu', 'recorded training': [], 'training': {}, 'training, compiled': {}, 'scoring': {}, 'environment': {}, 'commit': 'x', 'data': 'd', 'observer': 'o'}))
+    report.write_report(tmp_path, tmp_path / 'out')
+    assert '## Speed' not in (tmp_path / 'out' / 'README.md').read_text(encoding='utf-8') and not (tmp_path / 'out' / 'tables' / 'speed.csv').exists()
+
+
+@pytest.mark.parametrize('student, top1', [('swin_t', 29.2), ('convnext_tiny', 48.3), ('shufflenet_v2_x0_5', 19.4), ('timm:deit_tiny_patch16_224', 14.0)])
+def test_a_report_knows_the_published_numbers_that_a_table_does(student, top1):
+    from rded import reproduce
+    recipe = reproduce.recipe_of('cross_architecture', dataset='ImageNet-1K', teacher='resnet18', student=student, ipc=10)
+    cell, = report.cells([its(recipe=recipe.name, dataset='ImageNet-1K', student=student, observer={**RESULT['observer'], 'arch': 'resnet18'})])
+    assert cell.published.top1 == top1 == reproduce.published_for('cross_architecture', recipe).top1
+
+
 def test_nothing_is_changed():
     before = json.dumps(RESULT)
     report.cells([{**RESULT, 'file': 'a.json'}]), report.check_result(RESULT)

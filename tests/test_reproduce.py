@@ -222,15 +222,36 @@ def test_parts_are_run_in_order_and_not_run_again(fake):
     said, out = finish(fake, table='essentials', only=only)
     name, both = 'cifar10-resnet18-ipc10', ('rded', 'random-images')
     assert (said['cells'], said['stood'], said['failed']) == (6, 0, []) and said['done'] == [name, f'{name}-sre2l', f'{name}-plus'] * 2
-    assert [n for n, *_ in done(fake)] == [f'{n}-{m}-seed{s}.json' for seeds in ((0,), (1, 2)) for n, methods in ((name, both), (name, ('sre2l',)), (f'{name}-plus', both)) for s in seeds for m in methods]
+    assert [n for n, *_ in done(fake)] == [f'{n}-{m}-seed{s}.json' for seeds in ((0,), (1, 2)) for n, methods in ((name, both), (name, ('sre2l',)), (f'{name}-plus', ('rded',))) for s in seeds for m in methods]
     assert {p.name for p in (fake / 'out' / 'notebooks').iterdir()} == {f'{n}.ipynb' for n in said['done']}
     page = (fake / 'out' / 'essentials.md').read_text()
     assert f'## main_table: CIFAR-10; resnet18; 10; sre2l\n\n' in page and '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | 29.3 ± 0.5 |' in page
     plus = page.split('training plus')[1].split('##')[0]
-    assert '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | – | – | 51.00 ± 1.00 (3) |' in plus and 'Published' not in plus
+    assert '| CIFAR-10 | resnet18 | 10 | 51.00 ± 1.00 (3) | – | – |' in plus and 'Published' not in plus
     assert page.count('## ') == 3 and '- main_table: CIFAR-10; convnet; 10, 1, 50\n' in page.split('Not run yet:')[1]
     again, _ = finish(fake, table='essentials', only=only)
-    assert (again['stood'], again['done']) == (6, []) and len(done(fake)) == 15
+    assert (again['stood'], again['done']) == (6, []) and len(done(fake)) == 12
+
+
+def test_a_result_of_another_training_blocks_its_cell_alone(fake, capsys):
+    only, file = {'dataset': ['CIFAR-10'], 'network': ['resnet18'], 'ipc': [10]}, fake / 'out' / 'results' / 'cifar10-resnet18-ipc10-plus-rded-seed0.json'
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({'recipe': 'cifar10-resnet18-ipc10-plus', 'training': 'plus, epochs 100', 'ipc': 10, 'student': 'resnet18_modified'}))
+    assert main(['reproduce', 'essentials', '--data', str(fake / 'data'), '--only', 'network=resnet18,ipc=10,dataset=CIFAR-10', '--out', str(fake / 'out'), '--devices', 'cpu', '--dry-run']) == 0
+    assert 'cannot be run' in capsys.readouterr().out
+    said, out = finish(fake, table='essentials', only=only)
+    assert [f['cell'] for f in said['failed']] == ['cifar10-resnet18-ipc10-plus'] and 'training plus, epochs 100, now plus' in said['failed'][0]['error']
+    assert len(said['done']) == 5 and said['stood'] == 0
+
+
+def test_a_result_by_a_labeller_of_other_epochs_does_not_stand(tmp_path):
+    job, = reproduce.plan('main_table', None, {'dataset': ['CIFAR-10'], 'network': ['resnet18'], 'ipc': [10]}, (0,), ('rded',), training='plus')
+    file, its = job.files(tmp_path)[0], {'recipe': job.recipe.name, 'training': 'plus', 'ipc': 10, 'student': job.recipe.student}
+    file.parent.mkdir(parents=True)
+    for name, verdict in ((job.labelled_by, None), (job.labelled_by.replace('epochs', '0epochs'), 'holds the result of another run (observer'), ('my-own-eye.safetensors', None)):
+        file.write_text(json.dumps({**its, 'observer': {'name': name}}))
+        why = reproduce.another(job, tmp_path)
+        assert why is None if verdict is None else verdict in why
 
 
 def test_seeds_come_later_and_the_blocked_part_is_said(fake):
@@ -345,7 +366,7 @@ def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
     ({'observer': 'mine.safetensors'}, {'observer': 'yours.safetensors'}, 'observer yours.safetensors, now mine.safetensors'),
     ({'observer': 'resnet18'}, {'observer': 'resnet18@IMAGENET1K_V1'}, None),
     ({}, {'data': 'cifar10-noisy'}, 'data cifar10-noisy, now cifar10'),
-    ({}, {'observer': 'yours.safetensors'}, None), ({'training': 'plus'}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, None)])
+    ({}, {'observer': 'yours.safetensors'}, None), ({'training': 'plus'}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, 'now cifar10-conv3-32px-2epochs-seed0.safetensors')])
 def test_a_result_of_another_observer_or_other_data_is_not_taken_for_ours(fake, told, change, words):
     [job] = reproduce.jobs_of('main_table', fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0], ['rded'], settings=told)
     name = change.get('observer', 'cifar10-conv3-32px-18epochs-seed0.safetensors')
