@@ -375,7 +375,7 @@ def load_folder(
 
 # %% ../nbs/02_datasets.ipynb #4888ad27
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.xz')
-SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'test')}  # what the shards of a split are called
+SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'test')}  # what the shards of a split, and folders to validate on, are called
 
 def sharded(
     data,  # DATA
@@ -396,14 +396,14 @@ def _check_same(classes, train, where, root):
     if parts: raise ValueError(f'{root}: {where} and train/ disagree about the classes: {where} {" and ".join(parts)}')
 
 def _split_folder(tree, split):
-    "'train', 'val' or 'test': the folder that holds a split."
-    wanted, there = {'train': ['train'], 'val': ['val', 'test']}[split], tree.folders()
+    "The folder that holds a split: 'train', or the first of 'val', 'valid', 'validation' and 'test' that is there."
+    wanted, there = {'train': ('train',), 'val': SPLITS['val']}[split], tree.folders()
     for name in wanted:
         if name in there: return name
-    raise ValueError(f'{tree.root} has no {" or ".join(f"{name}/" for name in wanted)}; it holds {tree.found()}' + f': give the folder above it, {os.path.dirname(tree.root)}' * (os.path.basename(tree.root) in ('train', 'val', 'test')))
+    raise ValueError(f'{tree.root} has no {" or ".join(f"{name}/" for name in wanted)}; it holds {tree.found()}' + f': give the folder above it, {os.path.dirname(tree.root)}' * (os.path.basename(tree.root) in ('train', *SPLITS['val'])))
 
 def _load_split(tree, split):
-    "One split of a folder with train/ and val/ or test/."
+    "One split of a folder with train/ and val/, valid/, validation/ or test/."
     part = _split_folder(tree, split)
     classes = _classes_in(tree, part)
     if part == 'val' and os.path.isfile(tree.path(TABLE)) and len(classes) > 1: classes = [c for c in classes if c != 'images' or tree.files(part, c)]  # left behind

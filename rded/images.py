@@ -75,11 +75,12 @@ def _upright(img):
     try: return ImageOps.exif_transpose(img)
     except Exception: return img
 
-def _eight_bits(img):
-    "Grey of 16 bits as 8 bits: 0 stays black, 65535 becomes white."
+def _eight_bits(img, deep):
+    "Grey of 16 bits as 8 bits: 0 stays black, 65535 becomes white. Values up to 255 are 8 bits already unless `deep`."
     values = np.asarray(img)
     if values.dtype.kind not in 'iu' or values.min() < 0 or values.max() > 65535:
         raise ValueError(f'values of mode {img.mode} beyond 16 bits: convert it to 8 bits')
+    if not deep and values.max() <= 255: return Image.fromarray(values.astype(np.uint8))
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 def _on_white(img):
@@ -89,8 +90,9 @@ def _on_white(img):
 
 def to_rgb(img):
     "Any Pillow image as upright RGB and nothing else: no alpha, no palette, no notes."
+    deep = img.mode != 'I' or img.format == 'PPM'  # Pillow scales a PGM of more than 8 bits to 16
     img = _upright(img)
-    if img.mode.startswith(('I', 'F')): img = _eight_bits(img)
+    if img.mode.startswith(('I', 'F')): img = _eight_bits(img, deep)
     if img.has_transparency_data: img = _on_white(img)
     rgb = img.convert('RGB')
     rgb.info = {}

@@ -235,6 +235,23 @@ def test_tiny_imagenet_moved_by_a_script_that_leaves_the_table(tiny, between, em
     assert all((tiny / source).is_file() for source in after.sources)
 
 
+def test_val_is_the_first_of_its_names(tmp_path):
+    for split in ('train', 'test', 'validation', 'valid', 'val'):
+        paint(tmp_path / split / 'cat' / f'{split}.png', 0)
+        if split != 'train': assert load(tmp_path, 'val').sources == [f'{split}/cat/{split}.png']
+    with pytest.raises(ValueError, match=f'give the folder above it, {tmp_path}'): load(tmp_path / 'valid', 'val')
+
+
+def test_whole_numbers_of_32_bits_are_taken_for_8_where_they_fit(tmp_path):
+    values = np.arange(256, dtype=np.int32).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / '8.tif')
+    Image.fromarray(values * 257).save(tmp_path / '16.tif')
+    for name in ('8.tif', '16.tif'): assert np.array_equal(np.asarray(to_rgb(Image.open(tmp_path / name)))[..., 0], values)
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / 'dark.png')
+    (tmp_path / 'dark.pgm').write_bytes(b'P5 16 16 65535\n' + values.astype('>u2').tobytes())
+    for name in ('dark.png', 'dark.pgm'): assert np.asarray(to_rgb(Image.open(tmp_path / name))).max() == 1
+
+
 def test_equal_names_below_a_class_are_kept_and_said(tmp_path):
     "Their identities are equal: whatever is drawn comes in clumps."
     for camera in range(2):
