@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Member', 'LABEL_BYTES', 'Picture', 'LISTS', 'BROKEN', 'MAX_BYTES', 'Damaged', 'members', 'Trouble', 'inside',
-           'usable', 'key_and_ending', 'folder_of', 'pictures', 'Smallest', 'Shard', 'find', 'class_list', 'Classes',
-           'Census', 'scan_shard', 'scan', 'Spool', 'Inside', 'draw', 'load']
+           'usable', 'key_and_ending', 'folder_of', 'split_around', 'pictures', 'Smallest', 'Shard', 'tells', 'find',
+           'class_list', 'Classes', 'Census', 'scan_shard', 'scan', 'Spool', 'Inside', 'draw', 'load']
 
 # %% ../nbs/03_shards.ipynb #d0dcd071
 import gzip, json, lzma, os, re, sys, tarfile, tempfile, warnings, weakref, zlib
@@ -109,16 +109,23 @@ def key_and_ending(name):
     return (name, '') if dot < 0 else (name[:dot], name[dot + 1:].lower())
 
 # %% ../nbs/03_shards.ipynb #81000641
-Picture = namedtuple('Picture', 'label stem member')  # label: a number, a name, or None where nobody says
+Picture = namedtuple('Picture', 'label stem member split')  # label: a number, a name, or None where nobody says; split: the one whose folder it lies in, or None
 
-def _said(group):
+def _said(group, trouble):
     "What the files beside an image say of its class: a number, a name, or None."
     texts = {key_and_ending(m.name)[1]: m.content for m in group if m.content is not None}
     if 'cls' in texts: return _number_or_name(texts['cls'].decode('utf-8', 'replace').strip())
     try: found = json.loads(texts.get('json', b'null'))
     except (ValueError, RecursionError): return None
-    values = [found.get(field) for field in ('label', 'cls', 'class')] if isinstance(found, dict) else []
-    return next((v for v in values if isinstance(v, (int, str)) and not isinstance(v, bool)), None)
+    values = [found[field] for field in ('label', 'cls', 'class') if field in found] if isinstance(found, dict) else []
+    said = next((label for label in map(_whole_or_name, values) if label is not None), None)
+    if values and said is None: trouble.note('labels in .json are neither a whole number nor a name and are passed over', group[0].name)
+    return said
+
+def _whole_or_name(value):
+    "A value of JSON as a label: 3 of 3.0; None where it is none."
+    if isinstance(value, float) and value.is_integer(): return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) or isinstance(value, str) and value.strip() else None
 
 def _number_or_name(text): return int(text) if re.fullmatch('-?[0-9]{1,9}', text) else text or None
 
@@ -128,21 +135,33 @@ def folder_of(name, split):
     after = next((k + 1 for k, part in enumerate(parts[:-1]) if part in SPLITS[split]), 0)
     return parts[after] if parts else None
 
+def split_around(name, split, own):
+    "The split whose folder a member lies in, the wanted one before the other; None where it lies in neither. The last folder may be its class: it comes second, and not at all where it is its `own`."
+    *folders, last = ['', *name.split('/')[:-1]]
+    return next((s for some in ([folders] if own else [folders, [last]]) for s in (split, *SPLITS) if not set(SPLITS[s]).isdisjoint(some)), None)
+
 def _is_label(name): return name.lower().endswith(('.cls', '.json'))
 
-def pictures(entries, split, trouble):
-    "Every `Picture` among usable members: one a sample where the sample says its class, else every image by its folder."
+def _samples(entries, split, trouble):
+    "(label, stem, member, whether its folder gave the label) of every image: one a sample where the sample says its class, else each by its folder."
     for key, group in groupby(entries, lambda member: key_and_ending(member.name)[0]):
         group = list(group)
-        said = _said(group)
+        said = _said(group, trouble)
         images = [m for m in group if m.name.lower().endswith(EXTENSIONS)]
         if said is None:
-            for m in images: yield Picture(folder_of(m.name, split), os.path.splitext(os.path.basename(m.name))[0], m)
+            for m in images: yield folder_of(m.name, split), os.path.splitext(os.path.basename(m.name))[0], m, True
             continue
         own = {key_and_ending(m.name)[1]: m for m in images}    # 'png', not 'mask.png'
         best = next((own[e[1:]] for e in EXTENSIONS if e[1:] in own), None)
-        if best: yield Picture(said, os.path.basename(key), best)
+        if best: yield said, os.path.basename(key), best, False
         else: trouble.note('samples have a label and no image', key)
+
+def pictures(entries, split, trouble, told=False):
+    "Every `Picture` of a split among usable members; `told`: the archive's name says that it is of this split, so that a folder of labelled images may be called as the other one."
+    for label, stem, member, by_folder in _samples(entries, split, trouble):
+        around = split_around(member.name, split, by_folder or told)
+        if around in (split, None): yield Picture(label, stem, member, around)
+        else: trouble.note(f'images lie in a folder of {around} and are passed over', member.name)
 
 # %% ../nbs/03_shards.ipynb #d2de8d08
 class Smallest:
@@ -222,13 +241,22 @@ def _tars_in(base, remote):
         except FileNotFoundError: names = []
     return sorted(name for name in names if name.endswith(TARS) and not name.startswith('.'))
 
+def _called(name, split, end='(?![a-z])'): return any(re.search(rf'(?<![a-z]){word}{end}', name.lower()) for word in SPLITS[split])
+
+def tells(where, split):
+    "Whether a path says that it is of a split: the name of the file, or else the innermost folder around it whose name is or ends in that of a split."
+    *folders, name = where.split('/')
+    parts = [[s for s in SPLITS if _called(name, s)], *([s for s in SPLITS if _called(folder, s, '$')] for folder in reversed(folders))]
+    return split in next(filter(None, parts), ())
+
 def _of_split(base, split, remote):
     "Names of a split's tar files relative to a folder: those in it that are called so, or those in its folder of that name."
     here = _tars_in(base, remote)
     for word in SPLITS[split]:
         named = [name for name in here if re.search(rf'(?<![a-z]){word}(?![a-z])', name.lower())]
-        found = named or [f'{word}/{name}' for name in _tars_in(_under(base, word), remote)]
-        if found: return found
+        lying = [f'{word}/{name}' for name in _tars_in(_under(base, word), remote)]
+        if named and lying: raise ValueError(f'{base} has tar files of {split} both in {word}/ and beside it, such as {named[0]}: move them into one of these places')
+        if named or lying: return named or lying
     raise ValueError(f'{base} has no tar files of {split}: they are called {split}*.tar or lie in {split}/; it holds {", ".join(here[:5]) or "none"}{", …" * (len(here) > 5)}')
 
 def _matches(url):
@@ -238,7 +266,7 @@ def _matches(url):
 
 def _expanded(pattern, split, remote):
     "(folder, names in it) of a pattern or a single tar file."
-    other = next((s for s in SPLITS if s != split and any(re.search(rf'(?<![a-z]){w}(?![a-z])', os.path.basename(pattern).lower()) for w in SPLITS[s])), None)
+    other = next((s for s in SPLITS if s != split and _called(os.path.basename(pattern), s)), None)
     if other: raise ValueError(f'{pattern} names shards of {other}, and {split} is wanted: give the folder that holds both')
     paths = _need('webdataset.shardlists', pattern).expand_urls(pattern) if '{' in pattern else [pattern]
     if '*' in os.path.dirname(pattern) and remote: raise ValueError(f'{pattern}: a * may stand in the name of the file alone')
@@ -270,14 +298,18 @@ def find(
 # %% ../nbs/03_shards.ipynb #60708452
 LISTS = ('classes.json', 'classnames.txt', 'classes.txt', 'rded.json')
 
+def _text(data, where):
+    try: return data.decode('utf-8-sig')
+    except UnicodeDecodeError: raise ValueError(f'{where} is not in UTF-8: save it as UTF-8') from None
+
 def _read_beside(base, name):
     "The text of a file beside the shards; None where there is none."
     if '://' not in base:
         path = os.path.join(base or '.', name)
         if not os.path.isfile(path): return None
-        with open(path, 'rb') as file: return file.read().decode('utf-8-sig')
+        with open(path, 'rb') as file: return _text(file.read(), path)
     fs, path = _remote(_under(base, name))
-    return fs.cat_file(path).decode('utf-8-sig') if fs.exists(path) else None
+    return _text(fs.cat_file(path), _under(base, name)) if fs.exists(path) else None
 
 def _listed(found):
     "Class keys in order out of JSON: a list, {key: number}, {number: key}, an rded manifest; pairs of key and name stand for their key."
@@ -314,9 +346,11 @@ class Classes:
         raise ValueError(f'{source}: class {label!r} is not among the {len(self.keys)} that {self.file} lists: mend the list')
 
     def in_order(self, found):
-        "All keys in order: the list's, else sorted; numbers from 0 on."
+        "All keys in order: the list's, else sorted; numbers from 0 on, up to the first that was not found where one is missing."
         if self.keys: return self.keys
-        return [str(k) for k in range(max(map(int, found), default=-1) + 1)] if self.numbers else sorted(found)
+        if not self.numbers: return sorted(found)
+        absent = next(k for k in range(len(found) + 1) if str(k) not in found)
+        return [str(k) for k in range(absent + (absent < len(found)))]
 
 class Census:
     "Counts images of each class and keeps those of the draw, as (number, source, identity, shard, offset, size)."
@@ -345,10 +379,12 @@ BROKEN = (Damaged, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)  # of
 
 def scan_shard(census, which, shard):
     "Show one shard to the census; what is wrong with it goes into `census.damaged`."
-    before = sum(census.counts.values())
+    before, told = sum(census.counts.values()), tells(shard.where, census.split)
     try:
         with shard.stream() as (file, end):
-            for picture in pictures(usable(members(file, end, _is_label), census.trouble), census.split, census.trouble): census.add(which, shard, picture)
+            for picture in pictures(usable(members(file, end, _is_label), census.trouble), census.split, census.trouble, told):
+                if census.split == 'val' and not (told or picture.split) and picture.label is not None: raise ValueError(f'{shard.where} does not say which split it is, and val is wanted: give a folder that holds both (train*.tar and val*.tar)')
+                census.add(which, shard, picture)
     except BROKEN as error:
         why = str(error) if isinstance(error, Damaged) else 'it cannot be decompressed to its end'
         census.damaged[shard.name] = f'{why}; {sum(census.counts.values()) - before} images before that'

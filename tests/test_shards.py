@@ -373,6 +373,71 @@ def test_patterns_splits_and_what_is_not_there(sharded, plain, tmp_path):
     assert len(datasets.load(plain)) == 180      # class folders win
 
 
+def test_an_archive_with_both_splits_gives_each_its_own(tmp_path):
+    names = [f'set/{split}/{cls}/{split}{k}' for split in ('train', 'val') for cls in ('cat', 'dog', 'train') for k in range(3)]
+    write_tar(tmp_path / 'set.tgz', [(f'{name}.jpg', jpeg(0)) for name in names], 'w:gz')
+    write_tar(tmp_path / 'keys.tar', [file for k, name in enumerate(names) for file in ((f'{name}.jpg', jpeg(0)), (f'{name}.cls', str(k // 3 % 3).encode()))])
+    for name, classes in (('set.tgz', ['cat', 'dog', 'train']), ('keys.tar', ['0', '1', '2'])):
+        for split, other in (('train', 'val'), ('val', 'train')):
+            found, told = warned(lambda: datasets.load(str(tmp_path / name), split))
+            assert found.classes == classes and found.counts() == [3, 3, 3] and all(source.partition('!')[2].startswith(f'set/{split}/') for source in found.sources)
+            assert len(told) == 1 and f'9 images lie in a folder of {other} and are passed over, the first is set/{other}/cat/{other}0.jpg' in told[0]
+
+
+@pytest.mark.parametrize('labelled', [False, True])
+def test_a_class_may_be_called_as_a_split(tmp_path, labelled):
+    for split in ('train', 'val'):
+        files = [(f'{cls}/{k}.jpg', jpeg(k)) for cls in ('apple', 'test', 'train') for k in range(2)]
+        if labelled: files = [file for name, data in files for file in ((name, data), (name[:-3] + 'cls', str(['apple', 'test', 'train'].index(name[:-6])).encode()))]
+        write_tar(tmp_path / f'{split}-0.tar', files)
+        found, told = warned(lambda: datasets.load(tmp_path, split))
+        assert found.counts() == [2, 2, 2] and not told
+
+
+def test_images_to_validate_on_are_called_so(tmp_path):
+    content = [(f'{cls}/{k}.jpg', jpeg(k)) for cls in 'ab' for k in range(3)]
+    for name in ('shard-0.tar', 'train/0.tar', 'val/0.tar', 'photos-test/0.tar', 'val/train/0.tar'): write_tar(tmp_path / name, content)
+    for name in ('shard-0.tar', 'shard-*.tar', 'train/0.tar', 'val/train/0.tar'):
+        with pytest.raises(ValueError, match=r'does not say which split it is, .*: give a folder that holds both \(train\*.tar and val\*.tar\)'): datasets.load(str(tmp_path / name), 'val')
+        assert len(datasets.load(str(tmp_path / name))) == 6
+    for name in ('val/0.tar', 'photos-test/0.tar'): assert len(datasets.load(str(tmp_path / name), 'val')) == 6
+    assert [len(datasets.load(f"held-out-1:{tmp_path / 'shard-0.tar'}", split)) for split in ('train', 'val')] == [4, 2]
+    write_tar(tmp_path / 'inside.tar', [('readme.jpg', jpeg(0)), *((f'val/{name}', data) for name, data in content)])
+    assert datasets.load(str(tmp_path / 'inside.tar'), 'val').classes == ['a', 'b']
+
+
+def test_labels_in_json_are_whole_numbers_or_names(tmp_path):
+    said = ['{"label": 1.0}', '{"label": 0}', '{"label": "", "cls": 2}', '{"label": " ", "class": 0.0}']
+    write_tar(tmp_path / 'train.tar', [file for k, text in enumerate(said) for file in ((f'x/{k}.jpg', jpeg(k)), (f'x/{k}.json', text.encode()))])
+    found, told = warned(lambda: datasets.load(tmp_path))
+    assert found.classes == ['0', '1', '2'] and found.counts() == [2, 1, 1] and not told
+    write_tar(tmp_path / 'train.tar', [file for k, text in enumerate(['{"label": 1.5}', '{"label": null}', '{"label": true, "cls": [3]}', '{"caption": "x"}'])
+                                       for file in ((f'x/{k}.json', text.encode()), (f'x/{k}.jpg', jpeg(k)))])
+    found, told = warned(lambda: datasets.load(tmp_path))
+    assert found.classes == ['x'] and len(found) == 4
+    assert len(told) == 1 and '3 labels in .json are neither a whole number nor a name and are passed over, the first is x/0.json' in told[0]
+
+
+@pytest.mark.parametrize('label', ['3000000', '1e300'])
+def test_a_large_number_for_a_class_stays_small(tmp_path, label):
+    write_tar(tmp_path / 'train.tar', [file for k, said in enumerate(['0', label]) for file in ((f'{k}.jpg', jpeg(k)), (f'{k}.json', f'{{"label": {said}}}'.encode()))])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="class '1' of train has no images: classes are numbers from 0 on"): shards.load(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 24
+    tracemalloc.stop()
+
+
+def test_shards_beside_and_in_the_folder_of_a_split_are_refused(tmp_path):
+    for name in ('train-extra.tar', 'train/000.tar'): write_tar(tmp_path / name, [('a/0.jpg', jpeg(0))])
+    with pytest.raises(ValueError, match='tar files of train both in train/ and beside it, such as train-extra.tar: move them'): datasets.load(tmp_path)
+
+
+def test_a_list_of_classes_in_another_encoding_is_named(tmp_path):
+    write_tar(tmp_path / 'train.tar', [('0.jpg', jpeg(0)), ('0.cls', b'0')])
+    (tmp_path / 'classes.txt').write_bytes('café\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match=r'classes.txt is not in UTF-8: save it as UTF-8'): datasets.load(tmp_path)
+
+
 def test_links_out_of_the_folder_are_not_followed(sharded, tmp_path):
     (tmp_path / 'photos').mkdir()
     shutil.copy(sharded / 'train-00000.tar', tmp_path / 'photos')
