@@ -154,6 +154,7 @@ def read_json(path):
     "The object in a JSON file, plain or compressed by gzip or xz. `ValueError` that names the file, and the line, where it is malformed."
     try: return json.loads(_unpacked(path).decode('utf-8-sig'), parse_constant=_no_constant)
     except FileNotFoundError: raise ValueError(f'{path}: no such file') from None
+    except IsADirectoryError: raise ValueError(f'{path} is a folder: give a file') from None
     except UnicodeDecodeError: raise ValueError(f'{path}: no text, and so no JSON') from None
     except json.JSONDecodeError as error: raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from None
     except (ValueError, RecursionError) as error: raise ValueError(f'{path}: {error}') from None

@@ -197,7 +197,7 @@ def _entropy(pool, k):
 
 def _margin(pool, k):
     two = np.sort(pool.mean_p(), axis=1)[:, -2:]
-    return largest(two[:, 0] - two[:, 1], k)
+    return largest(two[:, 0] - two[:, -1], k)      # 0 where there is one class
 
 def _disagreement(pool, k):
     check_strategy('disagreement', len(pool.logits), pool.logits.shape[1])

@@ -109,7 +109,8 @@ def draw_rectangle(
     return [top, left, min(size, y + side // 2) - top, min(size, x + side // 2) - left]
 
 def draw_beta(alpha, generator):
-    "One number from Beta(α, α), by two gamma draws."
+    "One number from Beta(α, α), by the inverse of its distribution function."
+    if not 0 < alpha < math.inf: raise ValueError(f'mix_alpha {alpha}: give a number above 0, or no mixing')
     if alpha == 1: return torch.rand((), generator=generator).item()
     return _beta_from_uniforms(alpha, generator)
 
