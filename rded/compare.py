@@ -83,7 +83,7 @@ class Comparison:
                  device='cpu', workers=2, precision='auto', note=None, command='rded.compare', download=False, progress=None):
         self.out, self.make_sets, self.device, self.workers, self.progress = Path(out), make_sets, device, workers, progress
         self.images, val = (datasets.load(data or recipe.data, split, download) for split in ('train', 'val'))
-        self.val = val if val.x is not None and val.x.shape[-1] == recipe.size else val.in_memory(recipe.size, workers)
+        self.val = val.in_memory(recipe.size, workers)
         self.observer = pipeline.the_observer(recipe, self.images, self.val, observer or None, self.out, True, device, workers, lambda text: None, progress)
         self.how = dict(device=device, workers=workers, precision=precision, note=note or None, command=command, progress=progress)
 

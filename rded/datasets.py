@@ -177,11 +177,13 @@ class ImageSet(Sequence):
     def batch(self, indices, size, workers=0):
         "Whole images as uint8 `[b,3,size,size]`, cut by `images.whole`; `workers` threads decode."
         rows = _rows(indices, len(self))
-        if self._fits(size): return self.x[rows]
+        if self.fits(size): return self.x[rows]
         tensors = list(_map(lambda i: to_tensor(whole(self.image(i), size)), rows, workers))
         return torch.stack(tensors) if tensors else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
-    def _fits(self, size): return self.x is not None and self.x.shape[-2:] == (size, size)
+    def fits(self, size):
+        "Whether `x` is what `images.whole` makes of the images at that size: copies that it made, or images that it leaves as they are."
+        return self.x is not None and self.x.shape[-2:] == (size, size) and not (self.native and size // 7 * 8 > size)
 
     def in_memory(
         self,
@@ -190,13 +192,13 @@ class ImageSet(Sequence):
         progress=None, # progress(iterable, label, total) → iterable
     ):
         "The same images decoded once into `x`, uint8 `[n,3,size,size]`. Broken ones are left out, warned of, and listed in `.broken`."
-        if self._fits(size): return self
+        if self.fits(size): return self
         x, same = torch.empty(len(self), 3, size, size, dtype=torch.uint8), []
         def decode(i):
             try: img = self.image(i)
             except ValueError as error: return i, str(error).removeprefix(f'{self.sources[i]}: ')
             x[i] = to_tensor(whole(img, size))
-            same.append(img.size == (size, size) and torch.equal(x[i], to_tensor(img)))  # `whole` enlarges those of 49 pixels and more before it cuts
+            same.append(img.size == (size, size) and torch.equal(x[i], to_tensor(img)))  # `whole` enlarges some before it cuts, as those of 28 or 64 pixels
             return i, None
         done = _map(decode, range(len(self)), workers)
         reasons = dict(progress(done, 'decode', len(self)) if progress else done)

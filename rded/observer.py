@@ -98,7 +98,7 @@ def on_device(
     free=None   # bytes there; asked of CUDA where None
 ):
     "The images with their pixels on the device, where they are in memory and take at most a quarter of it; else as they are."
-    if device == 'cpu' or images.x is None or images.x.shape[-2:] != (size, size): return images
+    if device == 'cpu' or not images.fits(size): return images
     if free is None: free = torch.cuda.mem_get_info(torch.device(device))[0] if device.startswith('cuda') else 0
     if images.x.numel() > free / 4: return images
     there = copy.copy(images)
@@ -129,8 +129,8 @@ def train_observer(
     check_same_classes(images, val)
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed).to(device)
     if training.images_per_class: images = images.subset([i for c in range(len(images.classes)) for i in draw_order(images, c, seed)[:training.images_per_class]])
-    if images.x is None and fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
-    if val.x is None and fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
+    if fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
+    if fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
     data = images.digest() if keep else None
     images = on_device(images, stored_size(size, training), device)
     recorded = torch.device(device).type == 'cuda' and can_be_recorded(training.optimizer)     # see `rded.replay`

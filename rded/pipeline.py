@@ -221,7 +221,7 @@ def run(
     kept = ranks.first(lambda: None if _trains(recipe, observer, out, labels, labeller) else drawn_by(recipe, {*seeds, 0}, spares))     # 0: the class check draws, too
     images, val = datasets.load(data, 'train', download, drawn=kept, progress=progress), datasets.load(data, 'val', download)
     if len(images.classes) != recipe.classes: raise ValueError(f'recipe {recipe.name} is for {recipe.classes} classes, {images.name} has {len(images.classes)}: choose another recipe, or use `rded distill`')
-    val = val.in_memory(recipe.size, workers) if val.x is None or val.x.shape[-1] != recipe.size else val
+    val = val.in_memory(recipe.size, workers)
     ranks.first(lambda: writable(out / 'results'))
     eyes = the_observer(recipe, images, val, observer, out, check, device, workers, log, progress)
     teacher = eyes if labels == 'hard' else the_labeller(recipe, images, val, labeller, eyes, out, check, device, workers, log, progress)

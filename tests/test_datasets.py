@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets as theirs
 
-from rded.datasets import TORCHVISION, _map, draw_order, load, load_folder
+from rded.datasets import TORCHVISION, ImageSet, _map, draw_order, load, load_folder
 from rded.files import digest64
 from rded.images import to_rgb, to_tensor
 
@@ -453,3 +453,17 @@ def test_a_broken_image_of_a_numbered_set_is_named(tmp_path, monkeypatch):
     open(made.samples[0][0], 'w').write('text')
     with pytest.raises(ValueError, match='^train/0: not an image'): load('torchvision:EuroSAT').image(0)
     with pytest.warns(UserWarning, match='the first is train/0: not an image'): load('torchvision:EuroSAT').in_memory(8)
+
+
+@pytest.mark.parametrize('size', [28, 64, 32])
+def test_the_layout_changes_no_pixel(tmp_path, size):
+    "The same images as files and in memory: 28 and 64 pixels are enlarged and cut, 32 stay as they are."
+    for k in range(4): paint(tmp_path / 'val' / 'ab'[k % 2] / f'{k}.png', k, (size, size))
+    files = load(tmp_path, 'val')
+    x = torch.stack([x for x, _ in files])
+    held = ImageSet('held', 'val', files.classes, files.y, files.ids, files.sources, files.reader, x=x)
+    asked = files.batch(range(4), size)
+    assert torch.equal(held.batch(range(4), size), asked) and torch.equal(asked, x) == (size == 32)
+    ready = held.in_memory(size)
+    assert torch.equal(ready.x, asked) and ready.in_memory(size) is ready and ready.image(2) == files.image(2)
+    assert torch.equal(held[2][0], x[2]) and torch.equal(ready.subset([2]).batch([0], size), asked[2:3])
