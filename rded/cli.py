@@ -196,10 +196,10 @@ class Unsound(ValueError):
 
 def _recorded(path): return (Path(path) / 'labels.json').is_file()
 
-def _set(path, size=None, workers=0):
+def _set(path, size=None, workers=0, check=True):
     "A distilled set from its folder, from anyone's class folders, or from an exported folder."
     from rded import distilled, export
-    made = export.load(path) if export.exported(path) else distilled.load(path, size, workers)
+    made = export.load(path) if export.exported(path) else distilled.load(path, size, workers, check)
     if size and made.size != size: raise ValueError(f'{path} holds images of {made.size} px: leave out --size {size}, which brings other makers\' images to one size')
     return made
 
@@ -211,7 +211,7 @@ def info(args, progress):
     if _recorded(args.set): return _info_labels(args)
     if Path(args.set).is_file(): return _info_network(args) if Path(args.set).suffix.lower() in NETWORKS else _info_manifest(args)
     from rded import distilled, export
-    made = _set(args.set)
+    made = _set(args.set, check=False)     # tells of damaged ones, too
     about, size = _about(made.manifest or {}), distilled.stored_bytes(made if export.exported(args.set) else args.set)
     _show(repr(made), {'classes': _few(made.names), 'bytes': size, **{k: _words(v) for k, v in about.items() if v is not None}})
     return {'folder': str(args.set), **_facts(made), 'bytes': size, 'names': made.names, **about}
@@ -402,7 +402,7 @@ def relabel(args, progress):
 def _decoded(val, size, workers):
     "The validation images in memory, if they fit: what cannot be read is said before any work, and left out."
     from rded.observer import fits_in_memory
-    return val.in_memory(size, workers) if val.x is None and fits_in_memory(val, size) else val
+    return val.in_memory(size, workers) if fits_in_memory(val, size) else val
 
 def _same_classes(made, val):
     "ValueError unless the validation images have the set's classes, in its order."

@@ -6,9 +6,9 @@
 __all__ = ['FORMAT', 'PACKED', 'ABOUT', 'IMAGE', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'REAL',
            'LIMITS', 'through_jpeg', 'jpeg_setting', 'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash',
            'DistilledSet', 'versions', 'described', 'assemble', 'synthesised', 'build', 'manifest_text',
-           'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'save', 'load', 'escaped', 'code',
-           'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate', 'version_changes',
-           'rebuild', 'compare']
+           'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'save', 'altered', 'load', 'escaped',
+           'code', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate',
+           'version_changes', 'rebuild', 'compare']
 
 # %% ../nbs/14_distilled.ipynb #43280885
 import copy, gzip, json, lzma, os, re, shlex, warnings
@@ -156,7 +156,8 @@ class DistilledSet:
 
     @property
     def files(self):
-        "Where each image lies inside the folder."
+        "Where each image lies inside the folder: as the manifest says, else numbered within its class."
+        if self.manifest and len(self.manifest['images']) == len(self): return [image['file'] for image in self.manifest['images']]
         folders, seen, files = folder_names(self.classes), [0] * len(self.classes), []
         for y in self.y.tolist():
             files.append(f'images/{folders[y]}/{seen[y]:05d}.png')
@@ -362,7 +363,7 @@ def png_bytes(
     return buffer.getvalue()
 
 def _write(root, file, data):
-    path = Path(root, *file.split('/'))
+    path = _inside(root, file)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
@@ -382,11 +383,22 @@ def _inside(root, file):
     if not path.resolve().is_relative_to(Path(root).resolve()): raise ValueError(f'{root}/rded.json: {file} leads out of the folder')
     return path
 
-def _load_manifest(root, workers):
+def altered(file):
+    "What to say of an image whose pixels are others than the manifest's."
+    return ValueError(f'{file} is not what the manifest says: `rded verify` lists what changed, `rded rebuild` makes the set again')
+
+def _stored(path, pixels):
+    "The image in a file; `ValueError` where it is not of these `pixels`, a hash, or None for any."
+    x = to_tensor(read_image(path))
+    if pixels and pixel_hash(x) != pixels: raise altered(path)
+    return x
+
+def _load_manifest(root, workers, check):
     manifest = read_manifest(Path(root, 'rded.json'))
     if not Path(root, 'images').is_dir(): raise ValueError(f'{root} holds a manifest and no images: `rded rebuild` makes them; `rded.export.load` reads exported ones')
     files = [_inside(root, image['file']) for image in manifest['images']]
-    x = _same_size(_each(lambda path: to_tensor(read_image(path)), files, workers, None, 'loading'), files)
+    hashes = [image['hash'] if check else None for image in manifest['images']]
+    x = _same_size(_each(lambda one: _stored(*one), zip(files, hashes), workers, None, 'loading'), files)
     y = torch.tensor([image['label'] for image in manifest['images']], dtype=torch.long)
     return DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest)
 
@@ -403,14 +415,14 @@ def _load_plain(root, size, workers):
     if {'train'} < {p.name for p in inner} <= {'train', 'val', 'test'}: raise ValueError(f'{root} holds splits of a data set, {" and ".join(sorted(p.name for p in inner))}: give {Path(root, "train")}')
     below = [p.name for p in inner] == ['images'] and any(p.is_dir() for p in inner[0].iterdir())
     images = load_folder(inner[0] if below else root, 'distilled')
-    decode = lambda i: to_tensor(whole(images.image(i), size) if size else images.image(i))
+    decode = lambda i: to_tensor(whole(images.image(i), size, resize=size) if size else images.image(i))
     x = _same_size(_each(decode, range(len(images)), workers, None, 'loading'), images.sources)
     return DistilledSet(x, images.y, images.classes, images.wnids, images.names)
 
-def load(path, size=None, workers=0):
-    "A distilled set from a folder: rded's own, or anyone's class folders (then `size` brings images to one size)."
+def load(path, size=None, workers=0, check=True):
+    "A distilled set from a folder: rded's own (`check`: `ValueError` where an image is not what the manifest says), or anyone's class folders (then `size` brings the middle square of every image to one size)."
     if not Path(path).is_dir(): raise ValueError(f'{path}: no such folder')
-    return _load_manifest(path, workers) if Path(path, 'rded.json').is_file() else _load_plain(path, size, workers)
+    return _load_manifest(path, workers, check) if Path(path, 'rded.json').is_file() else _load_plain(path, size, workers)
 
 DistilledSet.load = staticmethod(load)
 
@@ -552,10 +564,17 @@ def _sections(distilled, layout, results, terms):
     yield 'Limits', LIMITS.format(real=REAL[bool(manifest.get('synthetic'))], chosen=CHOSEN[_chosen(manifest)]) if manifest else LIMITS.replace('- {chosen}\n', '').format(real=REAL[False])
     yield 'Licence', _terms(manifest, terms)
 
+def _foreign(result, distilled):
+    "Why a result JSON is not of such a set; None where it is."
+    manifest, (method, ipc, data) = distilled.manifest, (result.get(key) for key in ('method', 'ipc', 'data'))
+    if not manifest or [method, ipc, data] != [manifest['method'], distilled.ipc, manifest['data']['name']]: return f'a result of {method} at {ipc} a class of {data}: it is not of this set'
+    if result.get('split') == 'held-out': return f'a result on held-out images of {data}: give one on validation images'
+    chose, its = manifest.get('observer'), result.get('scored_by') or result.get('observer')
+    if chose and its and its.get('sha256') != chose.get('sha256'): return f"a result of images that another observer chose ({its.get('name')}, sha256 {its.get('sha256')}): it is not of this set"
+
 def belongs(result, distilled):
-    "Whether a result JSON is of such a set: method, images a class and data are its."
-    manifest = distilled.manifest
-    return bool(manifest) and [result.get(key) for key in ('method', 'ipc', 'data')] == [manifest['method'], distilled.ipc, manifest['data']['name']]
+    "Whether a result JSON is of such a set: method, images a class, data and the observer that chose are its, and no held-out images were looked at."
+    return not _foreign(result, distilled)
 
 def title(distilled):
     "What a set is called, unescaped."
@@ -568,8 +587,8 @@ def card(
     terms=None,    # identifier of a licence, from one who may give it
 ):
     "CARD.md: what the set is, where it comes from, how to make, open and use it, what to expect, and whose the pixels are."
-    foreign = next((r for r in results if not belongs(r, distilled)), None)
-    if foreign: raise ValueError(f"a result of {foreign.get('method')} at {foreign.get('ipc')} a class of {foreign.get('data')}: it is not of this set")
+    foreign = next(filter(None, (_foreign(r, distilled) for r in results)), None)
+    if foreign: raise ValueError(foreign)
     each = f'{distilled.ipc} a class' if distilled.ipc else 'not equally many a class'
     stitched = f', each stitched from {distilled.factor ** 2} patches of real images' if distilled.factor > 1 else ''
     about = f'{len(distilled):,} images of {len(distilled.classes):,} classes ({each}), {distilled.size}×{distilled.size} pixels, PNG{stitched}. Classes: {_list(distilled.names)}.'

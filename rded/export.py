@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .distilled import DistilledSet, belongs, card, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
+from .distilled import DistilledSet, altered, belongs, card, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
 from .files import atomic_dir
 from .images import read_image, show_images, to_tensor
 
@@ -21,7 +21,7 @@ def _checked(distilled):
     "The set, if its pixels are what its manifest says; `ValueError` naming the first that are not."
     entries = distilled.manifest['images'] if distilled.manifest else []
     wrong = next((image['file'] for image, x in zip(entries, distilled.x) if pixel_hash(x) != image['hash']), None)
-    if wrong: raise ValueError(f'{wrong} is not what the manifest says: `rded verify` lists what changed, `rded rebuild` makes the set again')
+    if wrong: raise altered(wrong)
     return distilled
 
 def class_names(distilled):
@@ -176,7 +176,7 @@ def _schema(arrow, names):
 
 def _rows(distilled, rows):
     files = distilled.files
-    return [{'image': {'bytes': png_bytes(distilled.x[j]), 'path': files[j].split('/', 1)[1]}, 'label': int(distilled.y[j])} for j in rows]
+    return [{'image': {'bytes': png_bytes(distilled.x[j]), 'path': files[j].removeprefix('images/')}, 'label': int(distilled.y[j])} for j in rows]
 
 def huggingface(
     distilled,   # DistilledSet
@@ -223,6 +223,12 @@ def _samples(path):
         try: yield from (_from_tar if file in tars else _from_parquet)(file)
         except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error: raise ValueError(f'{file} is damaged ({error}): fetch it again') from None
 
+def _pixels(content, image, size, path):
+    "An image of the files, uint8 [3,size,size]; `ValueError` naming it where it cannot be read or has another size."
+    x = to_tensor(read_image(content, f"{path}, {image['file']}"))
+    if x.shape[1:] != (size, size): raise ValueError(f"{path}, {image['file']} is {x.shape[1]}×{x.shape[2]}, the manifest says {size}×{size}: fetch the files again")
+    return x
+
 def exported(path):
     "Whether a folder is one that `webdataset` or `huggingface` wrote."
     return any(next(Path(path).glob(pattern), None) for pattern in ('train-*.tar', 'data/train-*.parquet'))
@@ -235,7 +241,7 @@ def load(
     manifest, samples = read_manifest(Path(path, 'rded.json')), list(_samples(path))
     if len(samples) != len(manifest['images']): raise ValueError(f'{path}: {len(samples)} images in its files, {len(manifest["images"])} in its manifest: a file is missing')
     if [label for _, label in samples] != [image['label'] for image in manifest['images']]: raise ValueError(f'{path}: its labels are not those of its manifest')
-    x = torch.stack([to_tensor(read_image(content)) for content, _ in samples])
+    x = torch.stack([_pixels(content, image, manifest['settings']['size'], path) for (content, _), image in zip(samples, manifest['images'])])
     y = torch.tensor([label for _, label in samples])
     return _checked(DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest))
 
@@ -244,10 +250,10 @@ def results_for(
     distilled, # DistilledSet with a manifest
     folder,    # of result JSONs, anywhere below it
 ):
-    "The results of students trained on such a set: its method, images a class and data."
+    "The results of students trained on such a set: its method, images a class, data and observer, on validation images."
     from rded.files import read_json
     if not Path(folder).is_dir(): raise ValueError(f'{folder}: no such folder')
     found = [read_json(path) for path in sorted(Path(folder).rglob('*.json'))]
     ours = [r for r in found if isinstance(r, dict) and r.get('format') == 'rded-result-1' and belongs(r, distilled)]
-    if not ours: raise ValueError(f'{folder} holds no result of {distilled.manifest["method"] if distilled.manifest else "a set without a manifest"} at {distilled.ipc} a class')
+    if not ours: raise ValueError(f'{folder} holds no result of {distilled.manifest["method"] if distilled.manifest else "a set without a manifest"} at {distilled.ipc} a class of its data and observer, on validation images')
     return sorted(ours, key=lambda r: (r['student'], not r.get('observer'), r['training'], r['seed']))

@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 
 import naive
 from rded import baselines, datasets, distilled, score
+from rded.cli import main
 from rded.distilled import DistilledSet, folder_names, rebuild, verify
 from rded.images import to_image, to_tensor
 
@@ -387,6 +388,7 @@ def test_what_is_no_manifest_is_refused(tmp_path, content, message):
     (tmp_path / 'rded.json').write_text(content)
     for look in (verify, DistilledSet.load):
         with pytest.raises(ValueError, match=message): look(tmp_path)
+    with pytest.raises(ValueError, match='is a folder: give a file'): distilled.read_manifest(tmp_path)
 
 
 def test_anyones_folder(tmp_path, digits):
@@ -398,6 +400,52 @@ def test_anyones_folder(tmp_path, digits):
     digits.image(0).resize((20, 20)).save(tmp_path / 'plain' / 'b' / 'y.png')
     with pytest.raises(ValueError, match='b/y.png is 20×20'): DistilledSet.load(tmp_path / 'plain')
     assert DistilledSet.load(tmp_path / 'plain', size=16).x.shape == (3, 3, 16, 16)
+
+
+def test_anyones_images_of_the_asked_size_stay_as_they_are(tmp_path):
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for c in range(2):
+        (tmp_path / str(c)).mkdir()
+        to_image(pixels[c]).save(tmp_path / str(c) / '0.png')
+    assert torch.equal(DistilledSet.load(tmp_path, size=64).x, pixels)
+    to_image(pixels[0, :, :, :48]).save(tmp_path / '0' / 'tall.png')
+    middle = to_image(pixels[0, :, 8:56, :48]).resize((48, 48))
+    assert torch.equal(DistilledSet.load(tmp_path, size=48).x[1], to_tensor(middle))                 # nothing of the square is lost
+
+
+def test_a_manifests_rows_keep_their_files(tmp_path, digits):
+    "Rebuilt from some of a manifest's images in another order, a set is written under the names that its manifest says."
+    made = make(digits)
+    some = {**made.manifest, 'images': [made.manifest['images'][k] for k in (7, 1, 6)]}
+    again = rebuild(some, digits)
+    assert again.files == [image['file'] for image in some['images']]
+    again.save(tmp_path / 'some')
+    assert verify(tmp_path / 'some')['ok'] and torch.equal(DistilledSet.load(tmp_path / 'some').x, made.x[[7, 1, 6]])
+    again.manifest['images'][1]['file'] = '../outside.png'
+    with pytest.raises(ValueError, match='leads out of the folder'): again.save(tmp_path / 'other')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['some']
+
+
+def test_changed_and_swapped_images_are_not_loaded(tmp_path, digits, capsys):
+    made = make(digits)
+    made.save(tmp_path / 'set')
+    first, other = (tmp_path / 'set' / made.files[k] for k in (3, 12))
+    first.rename(tmp_path / 'kept'), other.rename(first), (tmp_path / 'kept').rename(other)
+    with pytest.raises(ValueError, match=f'{re.escape(made.files[3])} is not what the manifest says.*rded verify'): DistilledSet.load(tmp_path / 'set', workers=2)
+    assert torch.equal(DistilledSet.load(tmp_path / 'set', check=False).x[3], made.x[12])
+    assert main(['info', str(tmp_path / 'set')]) == 0 and main(['verify', str(tmp_path / 'set')]) == 2
+
+
+def test_the_card_takes_no_result_of_another_observer_or_of_held_out_images(digits):
+    made = make(digits)
+    made.manifest['observer'] = dict(name='eye', arch='conv3', sha256='a' * 64, top1=90.0)
+    result = dict(student='conv3', method='rded', ipc=2, data='digits', split='val', training='paper', top1=41.236, n=355, seed=1, observer=made.manifest['observer'])
+    eye, other = result['observer'], {**result['observer'], 'name': 'other', 'sha256': 'b' * 64}
+    for ours in (result, {**result, 'observer': None}, {**result, 'observer': other, 'scored_by': eye}): assert distilled.belongs(ours, made)
+    for foreign, said in (({**result, 'split': 'held-out'}, 'held-out images of digits'), ({**result, 'observer': other}, r'another observer chose \(other, sha256 bbb'),
+                          ({**result, 'scored_by': other}, 'another observer chose')):
+        assert not distilled.belongs(foreign, made)
+        with pytest.raises(ValueError, match=said): distilled.card(made, results=[result, foreign])
 
 
 def test_limits_say_what_fits(digits):

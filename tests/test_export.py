@@ -187,6 +187,14 @@ def test_another_set_under_the_same_manifest_is_refused(tmp_path, made):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('content, said', [(distilled.png_bytes(torch.zeros(3, 8, 8, dtype=torch.uint8)), 'is 8×8, the manifest says 16×16'), (b'no image', 'not an image')], ids=['size', 'unreadable'])
+def test_an_image_of_a_shard_is_named(tmp_path, made, content, said, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr(export, 'png_bytes', lambda x, real=export.png_bytes: content if torch.equal(x, made.x[1]) else real(x))
+        export.webdataset(made, tmp_path / 'shards')
+    with pytest.raises(ValueError, match=f'{re.escape(made.files[1])}.*{said}'): export.load(tmp_path / 'shards')
+
+
 def test_without_the_extra_there_is_one_clear_line(tmp_path, folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     code, said = run(capsys, 'export', '--distilled', folder, '--format', 'hf', '--out', tmp_path / 'hf')
