@@ -551,7 +551,8 @@ def _plan(args, tables, root, only, settings):
     devices = args.devices or tables.devices_here(args.device)
     lines = tables.described(jobs, args.out, 'cpu' if devices[0] == 'cpu' else 'cuda', len(devices), args.observers, settings.get('observer'))
     print('\n'.join(lines))
-    return {'cells': [{'name': j.name, 'missing': [f.name for f in (j.files if (why := tables.another(j, args.out)) else j.missing)(args.out)], 'obstacle': why or tables.obstacle(j)} for j in jobs], 'summary': lines[-1]}
+    planned = lambda j, why: {'name': j.name, 'missing': [f.name for f in (j.files if why else j.missing)(args.out)], 'obstacle': why or tables.obstacle(j)}
+    return {'cells': [planned(j, tables.another(j, args.out)) for j in jobs], 'summary': lines[-1]}
 
 def _grouped(pairs):
     "{key: [values]} of (key, value) pairs."
