@@ -687,7 +687,7 @@ def method(name):
     return name
 
 # %% ../nbs/47_cli.ipynb #e1cf90ce
-DATA = "a folder with train/ and val/ (or test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'; 'held-out-K:' before one of these keeps to its training split and validates on K images a class of it"
+DATA = "a folder with train/ and val/ (or valid/, validation/, test/), tar shards (a folder, a pattern, a URL), 'torchvision:NAME', or 'digits'; 'held-out-K:' before one of these keeps to its training split and validates on K images a class of it"
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 MIN_SCALE = dict(type=share, metavar='S', help="the smallest crop, as a share of the image; default: the recipe's or the training's, else 1/F for F × F patches, else 1/2 from 128 px on and 1 below")
