@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'result', 'method_of', 'scored_by', 'cited',
-           'trained_with', 'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'drawn_by',
-           'train_into', 'check_trained', 'its_training', 'the_observer', 'the_labeller', 'finished', 'check_set',
-           'run_cell']
+           'trained_with', 'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'student_file',
+           'drawn_by', 'train_into', 'check_trained', 'its_training', 'the_observer', 'the_labeller', 'finished',
+           'check_set', 'run_cell']
 
 # %% ../nbs/41_pipeline.ipynb #0ff9a3f8
 import os
@@ -234,9 +234,11 @@ def run(
                                run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, students,
                                         dict(precision=precision, command=command, note=note, progress=progress)))
             r = results[-1]
-            if students and not ranks.rank() and not (out / 'students' / f'{file.stem}.safetensors').exists(): log(f'{file} stood already, and its student was not kept: remove it, to train the student again')
+            if students and not ranks.rank() and not student_file(out, file).exists(): log(f'{file} stood already, and its student was not kept: remove it, to train the student again')
             log(f'{recipe.name} {method} seed {seed}: {r["top1"]:.2f} % top-1 on {r["n"]} images, {r["updates"]} updates, {r["seconds"]:.0f} s of training')
     return results
+
+def student_file(out, result): return out / 'students' / f'{result.stem}.safetensors'
 
 def drawn_by(recipe, seeds, spares=None) -> tuple:
     "What will be drawn for some seeds, as `datasets.load` takes it: of tar shards no more is kept."
@@ -319,6 +321,6 @@ def run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels
     check_set(folder, made, method, recipe, seed, images, eyes)
     net, found = train_set(made, teacher if labels == 'region' else None, val, recipe.student, recipe.training, seed, recipe=recipe, labels=FixedLabels(made, teacher) if labels == 'fixed' else None, device=device, keep=resume.beside(file), **how)
     if ranks.rank(): return found
-    if students: models.save(net, out / 'students' / f'{file.stem}.safetensors')
+    if students: models.save(net, student_file(out, file))
     write_json(file, found), resume.forget(file)
     return found

@@ -699,7 +699,8 @@ def reproduce(
     jobs = jobs_of(table, root, only, seeds, methods, small, settings, download)
     writable(out)
     todo, blocked = _unfinished(jobs, out, log)
-    stood = len(jobs) - len(blocked) - sum(bool(j.missing(out)) for j in jobs if j not in [b for b, _ in blocked])
+    idle = [*todo, *(j for j, _ in blocked)]
+    stood = sum(j not in idle and not j.missing(out) for j in jobs)
     log(f'{table}: {len(jobs)} cells, {stood} stand, {len(todo)} to do on {", ".join(map(str, devices))}')
     ran = Runner(todo, out, list(devices), settings, observers, minutes and time.time() + 60 * minutes, log).run()
     page = Path(out, f'{table}{_variant(settings)}.md')
