@@ -130,20 +130,25 @@ def _grouped(found, place):
         if where: groups.setdefault(where, []).append(member)
     return [(split, key, images) for (split, key), images in groups.items()]
 
-def _split_of(parts):
-    "(split, class) where the parts hold train/<class>/… or val/<class>/…, else None."
-    for k, part in enumerate(parts[:-2]):
-        if part in ('train', 'val', 'test'): return ('train' if part == 'train' else 'val'), parts[k + 1]
+def _named_split(parts):
+    "(folder of a split, class) where the parts hold train/<class>/…, val/<class>/… or test/<class>/…, else None."
+    return next(((part, parts[k + 1]) for k, part in enumerate(parts[:-2]) if part in ('train', 'val', 'test')), None)
+
+def _laid_out(found):
+    "Groups of train/<class>/… and val/<class>/…; test/ validates only where there is no val/, as in `datasets.load`."
+    groups = _grouped(found, lambda m: _named_split(m.parts))
+    unseen = 'test' if any(split == 'val' for split, _, _ in groups) else None
+    return [('train' if split == 'train' else 'val', key, images) for split, key, images in groups if split != unseen]
 
 def class_folders(source):
-    "Groups of an archive or folder with train/<class>/… and val/<class>/…."
-    return _grouped(members(source), lambda m: _split_of(m.parts))
+    "Groups of an archive or folder with train/<class>/… and val/<class>/…, or test/ in its place."
+    return _laid_out(members(source))
 
 def tiny_imagenet(source):
     "Groups of tiny-imagenet-200, whose validation images have their classes in a table; its test images have none and are left out."
     found = members(source)
     table = next((m for m in found if m.parts[-2:] == ('val', 'val_annotations.txt')), None)
-    if table is None: return _grouped(found, lambda m: _split_of(m.parts))      # laid out already
+    if table is None: return _laid_out(found)
     rows = [line.split('\t') for line in table.read().decode('utf-8', 'replace').splitlines() if line.strip()]
     if any(len(row) < 2 for row in rows): raise ValueError(f'{source}: val_annotations.txt has a line without a class: fetch the archive again')
     keys = {name: safe_key(key, source) for name, key, *_ in rows}
@@ -151,7 +156,7 @@ def tiny_imagenet(source):
     if absent: raise ValueError(f'{source}: {absent[0]} is not in val_annotations.txt: fetch the archive again')
     def place(m):
         if m.parts[-3:-1] == ('val', 'images'): return 'val', keys[m.parts[-1]]
-        where = _split_of(m.parts)
+        where = _named_split(m.parts)
         return where if where and where[0] == 'train' and 'test' not in m.parts[:-2] else None
     return _grouped(found, place)
 

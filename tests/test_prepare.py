@@ -218,6 +218,18 @@ def test_fastai_keeps_its_own_split(tmp_path, monkeypatch):
     assert (made['train'], made['val'], made['made']) == (8, 12, 8)
 
 
+def test_a_test_folder_validates_only_without_a_val_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(KNOWN, 'imagenette-fastai', replace(KNOWN['imagenette-fastai'], classes=FOUR, train=(2, 2), val=(3, 3), totals=(8, 12)))
+    for splits, name in ((('train', 'val', 'test'), 'three'), (('train', 'test'), 'two')):
+        for split in splits:
+            for w in FOUR:
+                (tmp_path / name / split / w).mkdir(parents=True)
+                for k in range(2 if split == 'train' else 3): (tmp_path / name / split / w / f'{split}_{k}.JPEG').write_bytes(jpeg(k))
+        made = prepare.prepare('imagenette-fastai', tmp_path / name, tmp_path / f'{name}-out', check=False)
+        assert (made['train'], made['val']) == (8, 12), name
+        assert {p.name.partition('_')[0] for p in (tmp_path / f'{name}-out' / 'val').glob('*/*')} == {splits[1]}
+
+
 def test_subsets_share_the_files_of_a_prepared_set(drawn, small, tmp_path):
     prepare.prepare('imagenet1k', drawn, tmp_path / 'all')
     (tmp_path / 'list.txt').write_text('n02979186\nn03000684\n')
