@@ -549,7 +549,7 @@ def _plan(args, tables, root, only, settings):
     "What `reproduce` would do."
     jobs = tables.jobs_of(args.table, root, only, args.seeds, args.methods, args.tiny, settings, args.download)
     devices = args.devices or tables.devices_here(args.device)
-    lines = tables.described(jobs, args.out, 'cpu' if devices[0] == 'cpu' else 'cuda', len(devices), args.observers, settings.get('observer'))
+    lines = tables.described(jobs, args.out, 'cpu' if devices[0] == 'cpu' else 'cuda', len(devices), args.observers)
     print('\n'.join(lines))
     planned = lambda j, why: {'name': j.name, 'missing': [f.name for f in (j.files if why else j.missing)(args.out)], 'obstacle': why or tables.obstacle(j)}
     return {'cells': [planned(j, tables.another(j, args.out)) for j in jobs], 'summary': lines[-1]}
@@ -768,7 +768,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--data': dict(metavar='ROOT', help='the folder the data sets lie in, as cifar10 and imagenette2-160, or one of them'),
         '--only': dict(type=several(pair), metavar='K=V,…', help='a part of the table, as dataset=CIFAR-10,ipc=1,ipc=10'),
         '--seeds': dict(type=several(SEED), help='as 0,1,2, which is usual'), '--methods': dict(type=several(method), help='as rded,random-images, which is usual'),
-        '--set': dict(type=several(setting), metavar='K=V,…', help="other parameters of the notebook, as epochs=30 or observer=FILE"),
+        '--set': dict(type=several(setting), metavar='K=V,…', help="other parameters of the notebook, as epochs=30, observer=FILE or labeller=FILE"),
         '--observers': dict(metavar='DIR', help='folder of trained observers (default: OUT/observers)'),
         '--devices': dict(type=listed, metavar='D,…', help='one worker each: 0,1 or 0,0,0 (GPUs), or cpu,cpu (default: every GPU)'),
         '--minutes': dict(type=whole(1), help='start no cell after so many'), '--dry-run': dict(action='store_true', help='say what would be done, with time, disk and downloads'),

@@ -136,6 +136,7 @@ class Job:
     data: str = None    # DATA; None where none was found
     settings: dict = field(default_factory=dict)  # of the notebook, beside those of all jobs
     given: str = ''     # the observer that was named for it, a file or a name
+    labeller: str = ''  # and who labels in its place
 
     @property
     def labels(self): return self.values.get('labels') or (self.values['value'] if self.values.get('axis') == 'labels' else 'region')
@@ -149,9 +150,10 @@ class Job:
     @property
     def labelled_by(self):
         "The name of the observer that labels; None where several or nobody does, or its name is not known beforehand."
-        if self.labels == 'hard' or self.recipe.labeller_epochs and self.recipe.labellers > 1: return None
+        if self.labels == 'hard': return None
+        if named := self.labeller or self.given and not self.recipe.labeller_epochs: return Path(named).name if re.fullmatch(r'[^,]*\.(safetensors|pth)', named) else None
+        if self.recipe.labeller_epochs and self.recipe.labellers > 1: return None
         if self.recipe.labeller_epochs: return observer_file('', labeller_of(self.recipe), self.data or self.recipe.data).name
-        if self.given: return Path(self.given).name if re.fullmatch(r'[^,]*\.(safetensors|pth)', self.given) else None
         file = observer_file('', self.recipe, self.data or self.recipe.data)
         return file and file.name
 
@@ -182,7 +184,7 @@ def stands(file, job):
     name, plain = (found.get('observer') or {}).get('name'), lambda name: re.sub(r'-\d+epochs', '', name)
     asked = {'recipe': r.name, 'training': r.training.name + LABELS[job.labels][1], 'ipc': r.ipc, 'student': r.student}
     if found.get('data') and os.path.isdir(job.data or ''): asked['data'] = os.path.basename(os.path.realpath(job.data))
-    if by and name and (job.given and not r.labeller_epochs or plain(by) == plain(name)): asked['observer'] = by
+    if by and name and (job.labeller or job.given and not r.labeller_epochs or plain(by) == plain(name)): asked['observer'] = by
     check_same(file, {**found, 'observer': name}, asked)
     return True
 
@@ -228,9 +230,9 @@ def labeller_of(recipe):
     its = recipe.observer_training or observer_training(recipe.observer, recipe.dataset, recipe.size)
     return replace(recipe, observer_training=replace(its, epochs=recipe.labeller_epochs))
 
-def observers_of(recipe, labels='region', given=None):
-    "(recipe, seed) of each observer that a cell trains: the one that scores, unless it is `given` or released, and those that label apart."
-    apart = recipe.labellers if recipe.labeller_epochs and labels != 'hard' else 0
+def observers_of(recipe, labels='region', given=None, labeller=None):
+    "(recipe, seed) of each observer that a cell trains: the one that scores, unless it is `given` or released, and those that label apart, unless a `labeller` is given."
+    apart = recipe.labellers if recipe.labeller_epochs and labels != 'hard' and not labeller else 0
     return [(recipe, 0)] * (not given and recipe.observer_training is not None) + [(labeller_of(recipe), k) for k in range(apart)]
 
 # %% ../nbs/44_reproduce.ipynb #2f1557f8
@@ -240,6 +242,7 @@ def run_recipe(
     seeds=(0,), methods=('rded', 'random-images'),
     labels='region',            # 'region', 'fixed' or 'hard'
     observer='',                # file or name, in place of the shared one
+    labeller='',                # file or name: labels in place of the observer that scores, or of the recipe's labellers
     observers='',               # folder of the shared ones; out/observers where empty
     download=False, device='cpu', workers=2, precision='auto', note='', command='rded.reproduce.run_recipe', progress=None,
 ):
@@ -247,7 +250,8 @@ def run_recipe(
     from rded import pipeline
     data = data or recipe.data
     shared = lambda r, seed=0: shared_observer(r, data, observers or Path(out, 'observers'), download, device, workers, precision, progress, seed)
-    eyes, apart = observer or shared(recipe), [shared(r, seed) for r, seed in observers_of(recipe, labels, given=True)]
+    eyes, apart = observer or shared(recipe), [shared(r, seed) for r, seed in observers_of(recipe, labels, given=True, labeller=labeller)]
+    if labels != 'hard' and labeller: apart = labeller
     how = dict(device=device, workers=workers, precision=precision, command=command, note=note or None, progress=progress)
     return pipeline.run(recipe, data, eyes, out, seeds, methods, labels=labels, labeller=apart or None, download=download, log=_silent, **how)
 
@@ -383,23 +387,23 @@ def making_work(recipe, method):
     if method == 'rded': return r.classes * r.preselect * r.crops * eyes
     return (r.recovery or recovery_of(r.dataset, r.size)).iterations * r.classes * r.ipc * 3 * eyes if method == 'sre2l' else 0
 
-def missing_observers(job, folder, given=None):
-    "{file: recipe} of the observers that a job would train; `given` is one that scores."
-    found = {observer_file(folder, r, job.data or r.data, seed): r for r, seed in observers_of(job.recipe, job.labels, given)}
+def missing_observers(job, folder):
+    "{file: recipe} of the observers that a job would train."
+    found = {observer_file(folder, r, job.data or r.data, seed): r for r, seed in observers_of(job.recipe, job.labels, job.given, job.labeller)}
     return {file: r for file, r in found.items() if not file.exists()}
 
-def work_of(job, out, observers=None, given=None):
+def work_of(job, out, observers=None):
     "Billions of multiplications that are left of a job: (sets and students, observers)."
     r, left = job.recipe, job.left(out)
     label = passes(r.observer, r.size) * r.labellers if job.labels == 'region' else 0
     student = r.training.epochs * r.classes * r.ipc * (3 * passes(r.student, r.size) + label)
-    eyes = missing_observers(job, observers or Path(out, 'observers'), given) if left else {}
+    eyes = missing_observers(job, observers or Path(out, 'observers')) if left else {}
     return sum(student + making_work(r, m) for m, _ in left), sum(map(observer_work, eyes.values()))
 
-def work_left(jobs, out, observers, given=None):
+def work_left(jobs, out, observers):
     "Billions of multiplications that are left of some jobs, each observer counted once."
-    eyes = {file: r for job in jobs if job.left(out) for file, r in missing_observers(job, observers, given).items()}
-    return sum(work_of(job, out, observers, given)[0] for job in jobs) + sum(map(observer_work, eyes.values()))
+    eyes = {file: r for job in jobs if job.left(out) for file, r in missing_observers(job, observers).items()}
+    return sum(work_of(job, out, observers)[0] for job in jobs) + sum(map(observer_work, eyes.values()))
 
 def rate_of(log, device):
     "Billions of multiplications a second: over the last finished cells on this kind of device, else a guess; and how many they were."
@@ -426,16 +430,16 @@ def obstacle(job):
 
 SMALLEST = {'CIFAR-10': 5000, 'CIFAR-100': 500, 'Tiny-ImageNet': 500, 'ImageNet-1K': 732}
 
-def described(jobs, out, device='cpu', workers=1, observers=None, given=None):
-    "The plan as lines, the last one its totals; `given` is an observer that need not be trained."
+def described(jobs, out, device='cpu', workers=1, observers=None):
+    "The plan as lines, the last one its totals."
     rate, known = rate_of(Log(Path(out, 'runs.jsonl')), device)
     lines, total, disk, seen, fetched, times = [], 0.0, 0, set(), set(), Counter(j.name for j in jobs)
     for job in jobs:
         why = (other := another(job, out)) or obstacle(job)
         left = job.files(out) if other else job.left(out)
-        new = {f: r for f, r in missing_observers(job, observers or Path(out, 'observers'), given).items() if f not in seen} if left and not why else {}
+        new = {f: r for f, r in missing_observers(job, observers or Path(out, 'observers')).items() if f not in seen} if left and not why else {}
         eyes, seen = sum(map(observer_work, new.values())), seen | {*new}
-        work = eyes + (0 if why else work_of(job, out, observers, given)[0])
+        work = eyes + (0 if why else work_of(job, out, observers)[0])
         state = 'stands' if not left else f'cannot be run: {why}' if why else f'{len(left)} of {len(job.files(out))} to do, {duration(work / rate)}' + (f' ({duration(eyes / rate)} of it its observer{"s" * (len(new) > 1)})' if eyes else '')
         lines.append(f'{_told(job, times):44} {state}')
         if left and not why: total, disk = total + work, disk + disk_of(job, out)
@@ -473,10 +477,12 @@ OF_RECIPES = ('epochs', 'observer_epochs', 'training')     # parameters of a not
 
 def _of_recipes(settings): return {k: v for k, v in settings.items() if k in OF_RECIPES}
 
+def _named(settings): return {'given': settings.get('observer') or '', 'labeller': settings.get('labeller') or ''}
+
 def _jobs_of_part(part, root, small, download, settings):
     told = {**_of_recipes(settings), **_of_recipes(part.settings)}
     jobs = plan(part.table, root, part.only, part.seeds, part.methods, small, download=download, **told)
-    return [replace(job, settings=part.settings, given=settings.get('observer') or '') for job in sorted(jobs, key=lambda job: [part.only[k].index(job.values[k]) for k in part.only])]
+    return [replace(job, settings=part.settings, **_named(settings)) for job in sorted(jobs, key=lambda job: [part.only[k].index(job.values[k]) for k in part.only])]
 
 def essentials(root=None, only=None, small=False, settings=None, download=False, parts=ESSENTIALS):
     "The jobs of the parts, in their order; one whose results others before it make is left out."
@@ -490,8 +496,8 @@ def essentials(root=None, only=None, small=False, settings=None, download=False,
 
 def jobs_of(table, root=None, only=None, seeds=None, methods=None, small=False, settings=None, download=False):
     "The jobs of a table, or the essentials, which have seeds and methods of their own."
-    given = (settings or {}).get('observer') or ''
-    if table != 'essentials': return [replace(j, given=given) for j in plan(table, root, only, seeds or (0, 1, 2), methods or USUAL, small, download=download, **_of_recipes(settings or {}))]
+    told = settings or {}
+    if table != 'essentials': return [replace(j, **_named(told)) for j in plan(table, root, only, seeds or (0, 1, 2), methods or USUAL, small, download=download, **_of_recipes(told))]
     if seeds or methods: raise ValueError(f'--{"seeds" if seeds else "methods"}: essentials has its own: leave it out, choose cells by --only, or run a table')
     return essentials(root, only, small, settings, download)
 
@@ -551,7 +557,7 @@ class Runner:
 
     def needs(self, job):
         "What no two workers may make at once: the job's observers while they are missing, and its distilled sets."
-        return {job.recipe.name, *map(str, missing_observers(job, self.observers, self.settings.get('observer')))}
+        return {job.recipe.name, *map(str, missing_observers(job, self.observers))}
 
     def take(self):
         "The next job and what it needs alone, waiting while others make it; None at the end."
@@ -568,7 +574,7 @@ class Runner:
     def parameters(self, job, device):
         "All that the notebook is given."
         full = lambda p: str(Path(p).resolve()) if p and os.path.exists(p) else p
-        return {**job.values, **{k: full(v) if k == 'observer' else v for k, v in self.settings.items()}, **job.settings, 'seeds': list(job.seeds), 'methods': list(job.methods), 'data': full(job.data),
+        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': list(job.seeds), 'methods': list(job.methods), 'data': full(job.data),
                 'out': str(self.out.resolve()), 'observers': str(self.observers.resolve()), 'device': 'cpu' if device == 'cpu' else 'cuda'}
 
     def start(self, job, device):
@@ -583,7 +589,7 @@ class Runner:
         process.stdin.flush()
         return process
 
-    def amount(self, *jobs): return work_left(jobs, self.out, self.observers, self.settings.get('observer'))
+    def amount(self, *jobs): return work_left(jobs, self.out, self.observers)
 
     def one(self, job, device):
         "Do one job and note how it ended."
@@ -648,7 +654,7 @@ def devices_here(device='auto'):
 
 def check_ready(table, settings):
     "ValueError, before anything runs, for a missing papermill and for parameters the notebook does not have."
-    own = [k for k in settings if table == 'essentials' and k in ('training', 'observer')]
+    own = [k for k in settings if table == 'essentials' and k in ('training', 'observer', 'labeller')]
     if own: raise ValueError(f'--set {own[0]}=…: essentials has its own: leave it out, or run a table')
     for each in dict.fromkeys(p.table for p in ESSENTIALS) if table == 'essentials' else [table]: _check_settings(each, settings)
     if importlib.util.find_spec('papermill') is None: raise ValueError("`rded reproduce` needs papermill: pip install 'rded[notebooks]'")
@@ -659,8 +665,8 @@ def _check_settings(table, settings):
     own = [k for k in settings if k in reserved and k not in ('tiny', 'download')]
     if own: raise ValueError(f'--set {own[0]}=…: give it as {reserved[own[0]]}')
     check_parameters(notebook_of(table), settings)
-    eyes = settings.get('observer', '')
-    if eyes.endswith(('.safetensors', '.pth', '.pt')) and not Path(eyes).is_file(): raise ValueError(f'--set observer={eyes}: no such file')
+    for role, eyes in ((k, settings.get(k, '')) for k in ('observer', 'labeller')):
+        if eyes.endswith(('.safetensors', '.pth', '.pt')) and not Path(eyes).is_file(): raise ValueError(f'--set {role}={eyes}: no such file')
 
 def _shown(part, out, small, settings, run=()):
     "The rows of a part."

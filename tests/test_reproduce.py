@@ -314,6 +314,19 @@ def test_plus_from_the_command_line(tmp_path, capsys):
     assert main(argv) == 0 and '1 stand, 0 to do' in capsys.readouterr().err
 
 
+def test_a_named_labeller_labels_in_place_of_the_recipes_own(tmp_path):
+    r = recipe_of('main_table', True, 0, 3, 'plus', dataset='CIFAR-10', network='convnet', ipc=1)
+    mine = tmp_path / 'mine.safetensors'
+    Path(reproduce.shared_observer(reproduce.labeller_of(r), 'digits', tmp_path / 'eyes')).rename(mine)
+    job = Job('main_table', {}, r, ('rded',), (0,), 'digits', labeller=str(mine))
+    assert len(reproduce.missing_observers(job, tmp_path)) == 1 < len(reproduce.missing_observers(replace(job, labeller=''), tmp_path))
+    assert Runner([job], tmp_path, ['cpu'], {'labeller': os.path.relpath(mine)}).parameters(job, 'cpu')['labeller'] == str(mine.resolve())      # a worker has a folder of its own
+    found = reproduce.run_recipe(r, 'digits', tmp_path / 'out', methods=['rded'], labeller=str(mine))[0]
+    assert found['observer']['name'] == 'mine.safetensors' != found['scored_by']['name'] and [p.name for p in (tmp_path / 'out' / 'observers').glob('*.safetensors')] == [found['scored_by']['name']]
+    assert job.left(tmp_path / 'out') == [] == replace(job, labeller='').left(tmp_path / 'out')          # a labeller of somebody's own may stand for ours
+    with pytest.raises(ValueError, match='other.safetensors'): replace(job, labeller='other.safetensors').left(tmp_path / 'out')
+
+
 # what is refused, in one line and before anything runs
 
 @pytest.mark.parametrize('argv, words', [
@@ -322,6 +335,7 @@ def test_plus_from_the_command_line(tmp_path, capsys):
     (['main_table', '--tiny', '--set', 'epoch=3'], "main_table.ipynb has no parameter 'epoch': did you mean epochs?"),
     (['main_table', '--tiny', '--set', 'epochs=three'], "epochs is 'three': give a int"),
     (['main_table', '--tiny', '--set', 'observer=no.safetensors'], '--set observer=no.safetensors: no such file'),
+    (['main_table', '--tiny', '--set', 'labeller=no.pth'], '--set labeller=no.pth: no such file'),
     (['main_table', '--tiny', '--set', 'seeds=1'], 'give it as --seeds'),
     (['main_table', '--tiny', '--set', 'ipc=1'], 'give it as --only'),
     (['main_table', '--tiny', '--only', 'ipc'], 'give key=value'),
@@ -340,6 +354,7 @@ def test_plus_from_the_command_line(tmp_path, capsys):
     (['essentials', '--tiny', '--seeds', '0'], '--seeds: essentials has its own: leave it out, choose cells by --only, or run a table'),
     (['essentials', '--tiny', '--methods', 'rded'], '--methods: essentials has its own'),
     (['essentials', '--tiny', '--set', 'training=plus'], '--set training=…: essentials has its own'),
+    (['essentials', '--tiny', '--set', 'labeller=resnet18'], '--set labeller=…: essentials has its own'),
     (['essentials', '--tiny', '--set', 'epoch=1'], "has no parameter 'epoch': did you mean epochs?")])
 def test_one_line_for_what_is_refused(argv, words, tmp_path, capsys):
     out = ['--out', str(tmp_path / 'out'), '--devices', 'cpu'] if '--devices' not in argv else ['--out', str(tmp_path / 'out')]
