@@ -1,4 +1,4 @@
-"""The README's commands are understood, its Python runs, its links lead somewhere."""
+"""The README's commands are understood, its Python runs; its links and those of FINDINGS.md lead somewhere."""
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from rded import cli
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
+TEXT, FINDINGS = ((ROOT / page).read_text(encoding='utf-8') for page in ('README.md', 'FINDINGS.md'))
 
 
 def blocks(language): return re.findall(rf'```{language}\n(.*?)```', TEXT, re.S)
@@ -22,7 +22,7 @@ def test_its_commands_are_understood():
 
 def test_its_targets_exist():
     makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
-    for target in re.findall(r'make (\w+)', TEXT): assert re.search(rf'^{target}:', makefile, re.M), target
+    for target in re.findall(r'make (\w+)', TEXT) + re.findall(r'`make (\w+)', FINDINGS): assert re.search(rf'^{target}:', makefile, re.M), target
 
 
 def test_its_python_runs_as_it_stands_on_a_smaller_recipe(tmp_path, monkeypatch, capsys):
@@ -33,7 +33,12 @@ def test_its_python_runs_as_it_stands_on_a_smaller_recipe(tmp_path, monkeypatch,
     assert "'top1'" in capsys.readouterr().out and (tmp_path / 'from-python' / 'rded.json').is_file()
 
 
-@pytest.mark.parametrize('link', sorted(set(re.findall(r'\]\((?!http)([^)]+)\)', TEXT))))
+def anchors(text): return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.*)', text, re.M)}
+
+
+@pytest.mark.parametrize('link', sorted(set(re.findall(r'\]\((?!http)([^)]+)\)', TEXT + FINDINGS))))
 def test_its_links_lead_somewhere(link):
     if link.startswith('reports/') and not list((ROOT / 'reports' / 'results').glob('*.json')): pytest.skip('no results recorded yet')
-    assert (ROOT / link).exists()
+    page, _, title = link.partition('#')
+    assert (ROOT / page).exists()
+    if title: assert title in anchors((ROOT / page).read_text(encoding='utf-8'))
