@@ -120,7 +120,7 @@ def train_set(
     mean, std = models.normalisation(training.normalisation)
     net = models.build(student, classes, distilled.size, distilled.classes, distilled.wnids, mean, std, seed=seed)
     columns = match_columns(net, val)
-    def look(net):
+    def look(net, precision=precision):
         found = ranks.first(lambda: evaluate(net, val, batch, workers, device, columns, precision=precision))
         return {'top1': found['top1'], 'top5': found['top5']}
     look.data = val.digest      # what is kept of a training belongs to these validation images
@@ -128,6 +128,7 @@ def train_set(
     if observer and training.batch_statistics: observer = observer.by_batch_statistics()
     labels = labels or (LiveLabels(observer.in_bfloat16() if precision == 'bfloat16' else observer) if observer else HardLabels(classes))
     history = train_student(net, distilled, labels, training, seed, look, device, precision, compiled, progress=progress, log=log, keep=keep)
+    if precision != 'float32': history.last.update(look(net, 'float32'))
     net.info = {'top1': history.last['top1'], 'trained_on': method_of(distilled), 'seed': seed}
     cell = {'recipe': recipe.name if recipe else 'own', 'dataset': cited(recipe, val) if recipe else val.name, 'data': val.name, 'split': val.split, 'n': len(val),
             'ipc': distilled.ipc or len(distilled) // classes, 'method': method_of(distilled), 'observer': described(getattr(labels, 'observer', None)), **scored_by(distilled), 'student': student,

@@ -83,6 +83,23 @@ def test_every_command_in_turn(made, tmp_path, capsys):
     assert f"{result['top1']:.2f} (1)" in (tmp_path / 'report' / 'README.md').read_text()
 
 
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_a_kept_student_has_the_number_of_its_result(precision, made, tmp_path, monkeypatch, capsys):
+    "However it was trained: bfloat16 alone answers otherwise to some of the images."
+    from rded import evaluate, pipeline
+    seen, right = [], evaluate.evaluate
+    def coarse(*args, precision='float32', **how):
+        seen.append(precision)
+        found = right(*args, precision=precision, **how)
+        return found if precision == 'float32' else {**found, 'top1': found['top1'] + 1}
+    monkeypatch.setattr(pipeline, 'evaluate', coarse)
+    assert main(['train', '--distilled', str(made / 'set'), '--hard', '--student', 'conv3', '--val', 'digits', '--epochs', '3', '--precision', precision, '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 'a.json')]) == 0
+    assert main(['evaluate', '--model', str(tmp_path / 's.safetensors'), '--data', 'digits', '--json', str(tmp_path / 'e.json')]) == 0
+    result, again = (json.loads((tmp_path / f'{name}.json').read_text()) for name in 'ae')
+    assert (result['top1'], result['top5']) == (again['top1'], again['top5']) and result['curve'][-1]['top1'] == again['top1']
+    assert precision in seen and result['environment']['precision'] == precision
+
+
 def test_hard_labels_and_a_plain_folder(made, tmp_path, capsys):
     argv = ['train', '--distilled', str(made / 'set' / 'images'), '--hard', '--student', 'conv3', '--val', 'digits', '--epochs', '1', '--batch-size', '5']
     assert main([*argv, '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 'a.json')]) == 0
