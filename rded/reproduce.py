@@ -151,7 +151,7 @@ class Job:
     def labelled_by(self):
         "The name of the observer that labels; None where several or nobody does, or its name is not known beforehand."
         if self.labels == 'hard': return None
-        if named := self.labeller or self.given and not self.recipe.labeller_epochs: return Path(named).name if re.fullmatch(r'[^,]*\.(safetensors|pth)', named) else None
+        if named := self.labeller or ('' if self.recipe.labeller_epochs else self.given): return Path(named).name if re.fullmatch(r'[^,]*\.(safetensors|pth)', named) else None
         if self.recipe.labeller_epochs and self.recipe.labellers > 1: return None
         if self.recipe.labeller_epochs: return observer_file('', labeller_of(self.recipe), self.data or self.recipe.data).name
         file = observer_file('', self.recipe, self.data or self.recipe.data)

@@ -16,7 +16,7 @@ from rded.cli import main
 from rded.reproduce import TABLES, Job, Runner, parameters_of, recipe_of
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / 'nbs' / 'reproduce').glob('*.ipynb'))
-SHARED = {'seeds', 'methods', 'tiny', 'epochs', 'observer_epochs', 'data', 'download', 'observer', 'observers', 'device', 'precision', 'workers', 'note', 'out'}
+SHARED = {'seeds', 'methods', 'tiny', 'epochs', 'observer_epochs', 'data', 'download', 'observer', 'labeller', 'observers', 'device', 'precision', 'workers', 'note', 'out'}
 
 # A notebook that takes no time to import and writes results of the right form; what it is told to do wrong stands in `note`.
 CODE = '''
@@ -381,6 +381,8 @@ def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
     ({'observer_epochs': 4}, {'observer': 'cifar10-conv3-32px-18epochs-seed0.safetensors'}, 'now cifar10-conv3-32px-4epochs-seed0.safetensors'),
     ({'observer': 'mine.safetensors'}, {'observer': 'yours.safetensors'}, 'observer yours.safetensors, now mine.safetensors'),
     ({'observer': 'resnet18'}, {'observer': 'resnet18@IMAGENET1K_V1'}, None),
+    ({'observer': 'mine.safetensors', 'labeller': 'third.safetensors'}, {'observer': 'mine.safetensors'}, 'observer mine.safetensors, now third.safetensors'),
+    ({'training': 'plus', 'labeller': 'third.pth'}, {'observer': 'third.pth'}, None), ({'labeller': 'a.pth,b.pth'}, {'observer': 'both'}, None),
     ({}, {'data': 'cifar10-noisy'}, 'data cifar10-noisy, now cifar10'),
     ({}, {'observer': 'yours.safetensors'}, None), ({'training': 'plus'}, {'observer': 'cifar10-conv3-32px-1epochs-seed0.safetensors'}, 'now cifar10-conv3-32px-2epochs-seed0.safetensors')])
 def test_a_result_of_another_observer_or_other_data_is_not_taken_for_ours(fake, told, change, words):
