@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'distill', 'make_set', 'make_and_save', 'train_set', 'result', 'method_of', 'scored_by', 'cited',
-           'trained_with', 'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'student_file',
-           'drawn_by', 'train_into', 'check_trained', 'its_training', 'the_observer', 'the_labeller', 'finished',
-           'check_set', 'run_cell']
+           'trained_with', 'weight_bytes', 'peak_memory', 'environment', 'processor', 'commit', 'run', 'check_asked',
+           'student_file', 'drawn_by', 'train_into', 'check_trained', 'its_training', 'the_observer', 'the_labeller',
+           'finished', 'check_set', 'run_cell']
 
 # %% ../nbs/41_pipeline.ipynb #0ff9a3f8
 import os
@@ -215,10 +215,7 @@ def run(
 ) -> list:                      # results, one a cell
     "Run a recipe for every method and seed; finished cells are skipped, so that it can be stopped and started again."
     recipe, out = stated(get(recipe) if isinstance(recipe, str) else recipe), Path(out)
-    for method in methods:
-        if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
-    if labels not in LABELS: raise ValueError(f'unknown labels {labels!r}: choose from {", ".join(LABELS)}')
-    if labeller and labels == 'hard': raise ValueError(f'labeller {labeller}: hard labels have none, leave it out')
+    check_asked(methods, labels, labeller)
     kept = ranks.first(lambda: None if _trains(recipe, observer, out, labels, labeller) else drawn_by(recipe, {*seeds, 0}, spares))     # 0: the class check draws, too
     images, val = datasets.load(data, 'train', download, drawn=kept, progress=progress), datasets.load(data, 'val', download)
     if len(images.classes) != recipe.classes: raise ValueError(f'recipe {recipe.name} is for {recipe.classes} classes, {images.name} has {len(images.classes)}: choose another recipe, or use `rded distill`')
@@ -238,6 +235,13 @@ def run(
             if students and not ranks.rank() and not student_file(out, file).exists(): log(f'{file} stood already, and its student was not kept: remove it, to train the student again')
             log(f'{recipe.name} {method} seed {seed}: {r["top1"]:.2f} % top-1 on {r["n"]} images, {r["updates"]} updates, {r["seconds"]:.0f} s of training')
     return results
+
+def check_asked(methods, labels, labeller):
+    "ValueError for a method or a kind of labels that nobody knows, and for a labeller where nobody labels."
+    for method in methods:
+        if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
+    if labels not in LABELS: raise ValueError(f'unknown labels {labels!r}: choose from {", ".join(LABELS)}')
+    if labeller and labels == 'hard': raise ValueError(f'labeller {labeller}: hard labels have none, leave it out')
 
 def student_file(out, result): return out / 'students' / f'{result.stem}.safetensors'
 

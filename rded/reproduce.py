@@ -250,8 +250,8 @@ def run_recipe(
     from rded import pipeline
     data = data or recipe.data
     shared = lambda r, seed=0: shared_observer(r, data, observers or Path(out, 'observers'), download, device, workers, precision, progress, seed)
-    eyes, apart = observer or shared(recipe), [shared(r, seed) for r, seed in observers_of(recipe, labels, given=True, labeller=labeller)]
-    if labels != 'hard' and labeller: apart = labeller
+    labeller = '' if labels == 'hard' else labeller         # class labels ask nobody
+    eyes, apart = observer or shared(recipe), labeller or [shared(r, seed) for r, seed in observers_of(recipe, labels, given=True)]
     how = dict(device=device, workers=workers, precision=precision, command=command, note=note or None, progress=progress)
     return pipeline.run(recipe, data, eyes, out, seeds, methods, labels=labels, labeller=apart or None, download=download, log=_silent, **how)
 

@@ -33,6 +33,12 @@ def test_its_python_runs_as_it_stands_on_a_smaller_recipe(tmp_path, monkeypatch,
     assert "'top1'" in capsys.readouterr().out and (tmp_path / 'from-python' / 'rded.json').is_file()
 
 
+def test_its_accuracies_are_those_of_the_findings():
+    rows = [l for l in TEXT[TEXT.index('## Results'):].splitlines() if l.startswith('|')]
+    told = {number for row in rows for number in re.findall(r'\d+\.\d+(?: ± \d+\.\d+)?', row)}
+    assert len(told) > 30 and not [number for number in told if not re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', FINDINGS)]
+
+
 def anchors(text): return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.*)', text, re.M)}
 
 
