@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'STITCHED', 'NETWORKS', 'FORMATS', 'PIXELS', 'SEED', 'RANDOM', 'WHOLE', 'METHODS', 'DATA', 'SPARES',
-           'OBSERVER', 'MIN_SCALE', 'NOTE', 'PRECISION', 'TRAININGS', 'BENCHES', 'COMMANDS', 'COMMON', 'COMPUTES',
-           'SPLIT', 'NEW', 'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings', 'free_folder',
-           'free_file', 'observer', 'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export', 'relabel', 'train',
-           'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report', 'Parser', 'whole',
+           'OBSERVER', 'MIN_SCALE', 'SET', 'NOTE', 'PRECISION', 'TRAININGS', 'BENCHES', 'COMMANDS', 'COMMON',
+           'COMPUTES', 'SPLIT', 'NEW', 'line', 'status', 'plain_lines', 'progress_for', 'plain_warnings', 'free_folder',
+           'free_file', 'observer', 'distill', 'Unsound', 'info', 'verify', 'rebuild', 'export', 'by_option', 'relabel',
+           'train', 'evaluate', 'recipes', 'run', 'prepare', 'reproduce', 'bench', 'plan', 'report', 'Parser', 'whole',
            'several', 'amount', 'pair', 'share', 'fraction', 'setting', 'listed', 'method', 'parser', 'Interrupts',
            'heard', 'main']
 
@@ -360,10 +360,17 @@ def _cropped(training, made, asked=None):
     scale = asked or (1 / made.factor if training.min_scale is None and method_of(made) in STITCHED else usual)
     return replace(training, min_scale=scale, name=training.name + f', min scale {scale:g}' * (scale != usual))
 
+def by_option(pairs, *names):
+    "ValueError where `--set` names what has an option of its own."
+    for k, _ in pairs or ():
+        if k in names: raise ValueError(f'--set {k}: give --{k.replace("_", "-")}')
+
 def _changed(args, training, made):
     "The training with the arguments that change it."
-    from rded.recipes import changed
-    return changed(_cropped(training, made, args.min_scale), epochs=args.epochs, batch_size=args.batch_size)
+    from rded.recipes import changed, fitting
+    by_option(args.set, 'epochs', 'batch_size', 'min_scale')
+    training = _cropped(training, made, args.min_scale)
+    return changed(training, epochs=args.epochs, batch_size=args.batch_size, **fitting(training, args.set or ()))
 
 def _one_protocol(args):
     "ValueError where --recipe and --training both say how to train."
@@ -501,9 +508,10 @@ def recipes(args, progress):
 def run(args, progress):
     from dataclasses import replace
     from rded import models, pipeline
-    from rded.recipes import changed, get
+    from rded.recipes import changed, fitting, get
     recipe, device = get(args.recipe), models.pick_device(args.device)
-    recipe = replace(recipe, training=changed(recipe.training, epochs=args.epochs))
+    by_option(args.set, 'epochs')
+    recipe = replace(recipe, training=changed(recipe.training, epochs=args.epochs, **fitting(recipe.training, args.set or ())))
     return pipeline.run(recipe, args.data or recipe.data, args.observer, args.out, args.seeds or [args.seed], args.methods, labels='hard' if args.hard else 'region', labeller=args.labeller, students=args.keep_students,
                         check=not args.no_check, download=args.download, spares=args.spares, device=device, batch=args.batch or 1024, workers=args.workers,
                         precision=args.precision, command=args.command_line, note=args.note, progress=progress)
@@ -691,6 +699,7 @@ DATA = "a folder with train/ and val/ (or valid/, validation/, test/), tar shard
 SPARES = dict(type=whole(0), metavar='N', help='of tar shards: so many images of a class are kept beside the drawn ones, for those that are broken (a tenth of them, at least 16)')
 OBSERVER = 'a .safetensors file, a .pth state dict, or a timm or torchvision name with weights; several with commas'
 MIN_SCALE = dict(type=share, metavar='S', help="the smallest crop, as a share of the image; default: the recipe's or the training's, else 1/F for F × F patches, else 1/2 from 128 px on and 1 below")
+SET = dict(type=several(setting), metavar='K=V,…', help='other values of the training, as temperature=4,randaugment=1; the result is named by them')
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
 TRAININGS = ('paper', 'plus', 'long', 'steady')     # recipes', without its imports
@@ -731,7 +740,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
     'relabel': (relabel, "record a distilled set's views and an observer's answers to them", {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'), '--observer': dict(required=True, help=OBSERVER + ': the mean of their logits'),
         '--epochs': dict(required=True, type=whole(1), help='to record'), '--keep': dict(default='full', help="of the labels: full, 8bit, top10, 10%% of the batches, or as top10+10%% (full)"),
-        '--training': dict(choices=TRAININGS, help='named settings, which decide the views (paper)'), '--min-scale': MIN_SCALE, '--student': dict(help='network whose settings to take, where it matters'), '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, as `train --recipe` does'),
+        '--training': dict(choices=TRAININGS, help='named settings, which decide the views (paper)'), '--min-scale': MIN_SCALE, '--set': SET, '--student': dict(help='network whose settings to take, where it matters'), '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, as `train --recipe` does'),
         '--batch-size': dict(type=whole(1), help='images an update: views and partners depend on it'), '--part-epochs': dict(type=whole(1), metavar='E', help='epochs in a file (default: as many as make 64 MB)'),
         '--size': dict(type=PIXELS, help='pixels, for a plain folder of images of other sizes'), '--precision': {**PRECISION, 'default': 'float32', 'help': "of the observer's arithmetic (float32); `train --observer` takes bfloat16 where it is faster"},
         '--out': dict(required=True, help='a folder; the parts that stand there are not made again')}),
@@ -742,7 +751,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--hard': dict(action='store_true', help='labels are the classes'), '--student': dict(help="network name (default: the recipe's)"),
         '--recipe': dict(metavar='RECIPE', help='follow the protocol of this cell, so that the result stands beside its others'),
         '--method-name': dict(metavar='NAME', help='what made the set, as SRe2L: its name in tables and figures'),
-        '--training': dict(choices=TRAININGS, help='named settings (paper)'), '--min-scale': MIN_SCALE, '--epochs': dict(type=whole(1), help='default: 300, or as many as are recorded'),
+        '--training': dict(choices=TRAININGS, help='named settings (paper)'), '--min-scale': MIN_SCALE, '--set': SET, '--epochs': dict(type=whole(1), help='default: 300, or as many as are recorded'),
         '--batch-size': dict(type=whole(1), help='images an update; it changes the result'), '--val': dict(required=True, help=DATA),
         '--size': dict(type=PIXELS, help='pixels, for a plain folder of images of other sizes'), '--precision': PRECISION, '--note': NOTE,
         '--out': dict(required=True, help='FILE.safetensors')}),
@@ -753,7 +762,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         'recipe': dict(metavar='RECIPE'), '--data': dict(help="DATA (default: the recipe's own)"), '--observer': dict(help=OBSERVER + '; trained where none is given'),
         '--labeller': dict(metavar='O', help='labels in place of the observer, which then scores alone; several, separated by commas, by their mean logits'),
         '--seeds': dict(type=several(SEED), help='as 0,1,2'), '--methods': dict(type=several(method), default=['rded', 'random-images'], help='as rded,random-images'),
-        '--epochs': dict(type=whole(1), help="default: the recipe's number"), '--hard': dict(action='store_true', help='labels are the classes'),
+        '--epochs': dict(type=whole(1), help="default: the recipe's number"), '--hard': dict(action='store_true', help='labels are the classes'), '--set': SET,
         '--keep-students': dict(action='store_true', help='save each student that is trained, in OUT/students'),
         '--note': NOTE, '--precision': PRECISION,
         '--spares': SPARES,

@@ -27,7 +27,7 @@ from .evidence import look
 from .files import check_same, load_tensors, locked, read_json, writable, write_json
 from .labels import FixedLabels, HardLabels, LiveLabels, check_answers
 from .observer import Observer, check_class_order, get_observer, match_columns, train_observer
-from .recipes import LABELS, form_of, get, observer_training, recovery_of, stated
+from .recipes import LABELS, cell_name, form_of, get, observer_training, recovery_of, stated
 from .score import choose, forget, score_images
 from .select import check_strategy, looks_at
 from .sre2l import sre2l
@@ -226,7 +226,7 @@ def run(
     results = []
     for seed in seeds:
         for method in methods:
-            file = out / 'results' / f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json'
+            file = out / 'results' / f'{cell_name(recipe, labels)}-{method}-seed{seed}.json'
             with nullcontext() if ranks.rank() else locked(out / '.locks' / file.stem):     # another process may do the same cell
                 results.append(ranks.first(lambda: finished(file, recipe, eyes, teacher, val, labels)) or
                                run_cell(recipe, method, seed, images, val, eyes, teacher, out, file, labels, device, batch, workers, students,

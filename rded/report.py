@@ -356,10 +356,10 @@ def draw(cells):
 BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's training, here", 'plus', 'long', 'steady'), STYLES.values())))
 
 def beyond(table):
-    "{(data set, student): {(IPC, training, with its epochs where they are not its own): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, labelled by an observer, where one of the latter three was run; of several observers the one with the most seeds."
+    "{(data set, student): {(IPC, training, with the settings that were changed): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, labelled by an observer, where one of the latter three was run; of several observers the one with the most seeds."
     found = {}
     for c in sorted(table, key=lambda c: -c.top1.n):
-        named = re.fullmatch(r'(paper)|(plus|long|steady)(, epochs \d+)?', c.training)
+        named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
         if c.method == 'rded' and named and _plain(c) in RECIPES: found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, c.training), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
@@ -386,7 +386,7 @@ def draw_beyond(grids):
         for training, (label, (colour, marker, line)) in BEYOND.items():
             at = lambda whole: [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if _named(t) == training and (t == training) == whole]
             series[label] = at(True), (colour, marker, line, None)
-            series[f'{label}, fewer epochs'] = at(False), (colour, marker, 'none', 'white')
+            series[f'{label}, other settings'] = at(False), (colour, marker, 'none', 'white')
         return lambda ax: _side_by_side(ax, series, ', '.join(place))
     return _in_panels([one(*g) for g in grids.items()])
 

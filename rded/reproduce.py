@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .files import Log, atomic_file, check_same, locked, read_json, writable, write_json
-from .recipes import DATASETS, LABELS, ROWS, TRAININGS, cell, changed, citable, dataset_of, form_of, observer_training, plain_name, plus, published, recovery_of, stated, tiny
+from .recipes import DATASETS, LABELS, ROWS, TRAININGS, cell, cell_name, changed, citable, dataset_of, form_of, observer_training, plain_name, plus, published, recovery_of, stated, tiny
 from .report import Stat, baseline, cells, difference, duration, markdown, read_results, stat, verdict
 
 # %% ../nbs/44_reproduce.ipynb #da4d1dff
@@ -175,7 +175,7 @@ def another(job, out):
     except ValueError as why: return str(why)
 
 def result_file(out, recipe, method, seed, labels='region'):
-    return Path(out, 'results', f'{recipe.name}{LABELS[labels][0]}-{method}-seed{seed}.json')
+    return Path(out, 'results', f'{cell_name(recipe, labels)}-{method}-seed{seed}.json')
 
 def stands(file, job):
     "Whether a result of this job is in `file`; `ValueError` where it is of another recipe, data set or observer. One that somebody trained elsewhere, under a name of his own, may stand for ours."

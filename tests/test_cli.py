@@ -156,6 +156,19 @@ def test_a_run_resumes(made, tmp_path, capsys):
     assert refused(capsys, tmp_path, *argv, '--epochs', '3').count('result of another run') == 1
 
 
+def test_changed_settings_have_results_of_their_own(made, tmp_path, capsys):
+    argv = ['run', 'cifar10-conv3-ipc1-tiny', '--observer', str(made / 'observer.safetensors'), '--methods', 'rded', '--out', str(tmp_path / 'out')]
+    assert main(argv) == main([*argv, '--set', 'temperature=4,min_scale=0.25', '--hard']) == main([*argv, '--set', 'optimizer=muon']) == 0
+    found = {p.name: json.loads(p.read_text())['training'] for p in (tmp_path / 'out/results').glob('*.json')}
+    assert found == {'cifar10-conv3-ipc1-tiny-rded-seed0.json': 'paper-tiny',
+                     'cifar10-conv3-ipc1-tiny-temperature-4-min-scale-0.25-hard-rded-seed0.json': 'paper-tiny, temperature 4, min scale 0.25-hard',
+                     'cifar10-conv3-ipc1-tiny-optimizer-muon-rded-seed0.json': 'paper-tiny, optimizer muon'}
+    assert len(list((tmp_path / 'out/sets').iterdir())) == 1        # one set, trained on in three ways
+    train = ['train', '--distilled', str(made / 'set'), '--student', 'conv3', '--val', 'digits', '--epochs', '1', '--hard', '--set', 'average=0.5,flip=false']
+    assert main([*train, '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 's.json')]) == 0
+    assert json.loads((tmp_path / 's.json').read_text())['training'] == 'paper, epochs 1, average 0.5, flip False-hard'
+
+
 def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):
     import torch
     from rded import models
@@ -399,6 +412,12 @@ def test_an_observer_of_another_class_order(capsys, made, tmp_path):
     (['run', 'cifar10-conv3', '--out', 'x'], 'did you mean'),
     (['run', 'cifar10-conv3-ipc10', '--data', 'torchvision:CIFAR1O', '--out', 'x'], 'CIFAR10'),
     (['run', 'cifar100-conv3-ipc10', '--data', 'digits', '--out', 'x'], '100 classes'),
+    (['run', 'digits-conv3-ipc10', '--set', 'colour=1', '--out', 'x'], "unknown setting 'colour': use one of epochs"),
+    (['run', 'digits-conv3-ipc10', '--set', 'epochs=1', '--out', 'x'], 'give --epochs'),
+    (['run', 'digits-conv3-ipc10', '--set', 'temperature', '--out', 'x'], 'give key=value'),
+    (['run', 'digits-conv3-ipc10', '--set', 'evaluate_every=0', '--out', 'x'], 'evaluate_every is 0'),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--set', 'lr=fast', '--out', 's.safetensors'], "lr is 'fast': give a number"),
+    (['train', '--distilled', 'SET', '--hard', '--student', 'conv3', '--val', 'digits', '--set', 'min_scale=0.5', '--out', 's.safetensors'], 'give --min-scale'),
     (['distill', '--data', 'digitz', '--observer', 'OBS', '--ipc', '1', '--out', 'x'], 'did you mean digits'),
     (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '0', '--out', 'x'], '0: give 1 or more'),
     (['distill', '--data', 'digits', '--observer', 'OBS', '--ipc', '-1', '--out', 'x'], '-1: give 1 or more'),
