@@ -120,6 +120,18 @@ def test_bad_values_are_named(change, words):
     with pytest.raises(ValueError, match=words): replace(get('cifar10-conv3-ipc10'), **change)
 
 
+@pytest.mark.parametrize('change, words', [
+    (dict(schedule='step'), "schedule is 'step': choose from cosine, constant"), (dict(normalisation='../x'), "normalisation is '../x': choose from imagenet, half, none"),
+    (dict(evaluate_every=0), 'evaluate_every is 0'), (dict(evaluate_from=2), 'evaluate_from is 2'), (dict(hard_weight=-1), 'hard_weight is -1')])
+def test_bad_values_of_a_training_are_named_before_any_work(change, words):
+    with pytest.raises(ValueError, match=words): replace(get('cifar10-conv3-ipc10').training, **change)
+
+
+def test_normalisations_are_the_models():
+    from rded.models import NORMALISATIONS
+    assert recipes.NORMS == tuple(NORMALISATIONS)
+
+
 def test_unknown_names_suggest():
     with pytest.raises(ValueError, match='did you mean cifar10-conv3-ipc10'): get('cifar10-conv3-ip10')
     with pytest.raises(ValueError, match='`rded recipes` lists all 127'): get('')
