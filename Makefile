@@ -53,11 +53,11 @@ runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observer
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
 
 define CELL
-cells += $(foreach seed,0 1 2,$(1)$(6)-$(METHOD)-seed$(seed).json)
-runs/bars/results/$(1)$(6)-$(METHOD)-seed%.json: | $(3) $(4)
-	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(METHOD) --seeds $$* --out runs/bars --workers 4 --quiet $(5) $(MORE)
+cells += $(foreach seed,0 1 2,$(1)$(6)-$(or $(7),$(METHOD))-seed$(seed).json)
+runs/bars/results/$(1)$(6)-$(or $(7),$(METHOD))-seed%.json: | $(3) $(4)
+	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(or $(7),$(METHOD)) --seeds $$* --out runs/bars --workers 4 --quiet $(5) $(MORE)
 endef
-# $(call CELL,recipe,data set,who scores,who labels,other options,what these add to the name), in order of worth
+# $(call CELL,recipe,data set,who scores,who labels,other options,what these add to the name,another method), in order of worth
 conv5 = $(EYES)/imagenette2-160-conv5-128px-$(1)epochs-seed0.safetensors
 resnet18 = runs/bars/observers/$(1)epochs.safetensors
 $(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
@@ -65,7 +65,7 @@ $(eval $(call CELL,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.saf
 $(eval $(call CELL,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67)))
 $(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100))
 views_of_ten = --set min_scale=0.25,randaugment=1
-$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10),--epochs 1600 $$(views_of_ten),-min-scale-0.25-randaugment-1))
+$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10),--epochs 1600 $$(views_of_ten),-min-scale-0.25-randaugment-1,top-of-clusters))
 $(eval $(call CELL,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
