@@ -52,12 +52,13 @@ runs/bars/observers/cifar10-resnet18-10epochs.safetensors runs/bars/observers/ci
 runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
 
+method = $(if $(filter rded,$(METHOD)),$(or $(1),rded),$(METHOD))
 define CELL
-cells += $(foreach seed,0 1 2,$(1)$(6)-$(or $(7),$(METHOD))-seed$(seed).json)
-runs/bars/results/$(1)$(6)-$(or $(7),$(METHOD))-seed%.json: | $(3) $(4)
-	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(or $(7),$(METHOD)) --seeds $$* --out runs/bars --workers 4 --quiet $(5) $(MORE)
+cells += $(foreach seed,0 1 2,$(1)$(6)-$(call method,$(7))-seed$(seed).json)
+runs/bars/results/$(1)$(6)-$(call method,$(7))-seed%.json: | $(3) $(4)
+	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(call method,$(7)) --seeds $$* --out runs/bars --workers 4 --quiet $(5) $(MORE)
 endef
-# $(call CELL,recipe,data set,who scores,who labels,other options,what these add to the name,another method), in order of worth
+# $(call CELL,recipe,data set,who scores,who labels,other options,what these add to the name,what chooses in place of rded), in order of worth
 conv5 = $(EYES)/imagenette2-160-conv5-128px-$(1)epochs-seed0.safetensors
 resnet18 = runs/bars/observers/$(1)epochs.safetensors
 $(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
