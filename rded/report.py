@@ -356,13 +356,17 @@ def draw(cells):
 BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's training, here", 'plus', 'long', 'steady'), STYLES.values())))
 
 def beyond(table):
-    "{(data set, student): {(IPC, training, with the settings that were changed): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, labelled by an observer, where one of the latter three was run; of several observers the one with the most seeds."
+    "{(data set, student): {(IPC, training, with what was changed in it): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, and other choices of whole images by the latter three, labelled by an observer; of several observers the one with the most seeds."
     found = {}
     for c in sorted(table, key=lambda c: -c.top1.n):
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
-        if c.method == 'rded' and named and _plain(c) in RECIPES: found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, c.training), c)
+        if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)): found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, _changed(c)), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
+
+def _chosen(cell): return cell.method != 'sre2l' and not cell.method.startswith('random')
+
+def _changed(cell): return cell.training + ('' if cell.method == 'rded' else f', {cell.method}')
 
 def _named(training): return training.split(',')[0]
 
@@ -375,7 +379,7 @@ def _published(cell):
 def beyond_rows(grids):
     "A row a cell of `plus`, `long` and `steady`."
     return [{'data set': dataset, 'student': student, 'IPC': ipc, 'published': (p := _published(c)), "the paper's training, here": (own := grid.get((ipc, 'paper'))) and own.top1,
-             'training': c.training, 'top-1, last epoch': c.top1, 'minus published': p and difference(c.top1, p.top1, p.std), 'verdict': p and verdict(c.top1, p),
+             'training': c.training, 'images': c.method, 'top-1, last epoch': c.top1, 'minus published': p and difference(c.top1, p.top1, p.std), 'verdict': p and verdict(c.top1, p),
              'labelled by': c.observer['name'], 'updates': c.updates}
             for (dataset, student), grid in grids.items() for (ipc, training), c in grid.items() if training != 'paper']
 
@@ -386,7 +390,7 @@ def draw_beyond(grids):
         for training, (label, (colour, marker, line)) in BEYOND.items():
             at = lambda whole: [(ipc, c.top1.mean, c.top1.std or 0) for (ipc, t), c in grid.items() if _named(t) == training and (t == training) == whole]
             series[label] = at(True), (colour, marker, line, None)
-            series[f'{label}, other settings'] = at(False), (colour, marker, 'none', 'white')
+            series[f'{label}, other settings or images'] = at(False), (colour, marker, 'none', 'white')
         return lambda ax: _side_by_side(ax, series, ', '.join(place))
     return _in_panels([one(*g) for g in grids.items()])
 
