@@ -64,9 +64,9 @@ resnet18 = runs/bars/observers/$(1)epochs.safetensors
 $(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
 $(eval $(call CELL,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
 $(eval $(call CELL,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67)))
-$(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100))
+$(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100,-epochs-100))
 views_of_ten = --set min_scale=0.25,randaugment=1
-$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10),--epochs 1600 $$(views_of_ten),-min-scale-0.25-randaugment-1,top-of-clusters))
+$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10),--epochs 1600 $$(views_of_ten),-epochs-1600-min-scale-0.25-randaugment-1,top-of-clusters))
 $(eval $(call CELL,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
@@ -84,7 +84,7 @@ bars: $(SETUP)
 DEVICES ?= 0,0
 gpu: bars
 	mkdir -p runs/reproduce/results
-	for f in reports/results/*-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || grep -q '"training": "[a-z]*, epochs' $$f || cp $$f runs/reproduce/results/; done    # not those of other epochs under a cell's name
+	for f in reports/results/*-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
 	$(RDED) reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
 	$(RDED) bench gpu --out runs/reproduce/results
 

@@ -139,9 +139,9 @@ def paper_training(
 
 # %% ../nbs/40_recipes.ipynb #34b7a4a2
 def changed(settings, **values):
-    "A training with some fields changed (None leaves one as it is), and its name saying so: 'paper, epochs 30'."
+    "A training with some fields changed (None leaves one as it is), and its name saying so, in the order of the fields: 'paper, epochs 30'."
     values = {k: v for k, v in values.items() if v is not None and v != getattr(settings, k)}
-    told = [f"{k.replace('_', ' ')} {v}" for k, v in values.items()]
+    told = [f"{f.name.replace('_', ' ')} {values[f.name]}" for f in fields(settings) if f.name in values]
     return replace(settings, **values, name=', '.join([settings.name, *told]))
 
 # %% ../nbs/40_recipes.ipynb #bde56010
@@ -162,8 +162,8 @@ def fitting(
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name'}
 
 def cell_name(recipe, labels='region'):
-    "What the results of a cell are called: its recipe, the settings that were changed in it, epochs aside, and the kind of labels."
-    changes = [c.replace(' ', '-') for c in recipe.training.name.split(', ')[1:] if not c.startswith('epochs ')]
+    "What the results of a cell are called: its recipe, the settings that were changed in it, and the kind of labels."
+    changes = [c.replace(' ', '-') for c in recipe.training.name.split(', ')[1:]]
     return '-'.join([recipe.name, *changes]) + LABELS[labels][0]
 
 # %% ../nbs/40_recipes.ipynb #8d0f11cd

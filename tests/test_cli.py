@@ -153,20 +153,22 @@ def test_a_run_resumes(made, tmp_path, capsys):
     assert main([*argv, '--methods', 'rded,random-images']) == 0
     assert len(stamps) == 2 and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
     assert len(list((tmp_path / 'results').glob('*.json'))) == 4
-    assert refused(capsys, tmp_path, *argv, '--epochs', '3').count('result of another run') == 1
+    result = tmp_path / 'results/cifar10-conv3-ipc1-tiny-rded-seed0.json'
+    result.write_text(result.read_text().replace('"paper-tiny"', '"paper-tiny, epochs 3"'))
+    assert 'result of another run (training paper-tiny, epochs 3, now paper-tiny)' in refused(capsys, tmp_path, *argv)
 
 
 def test_changed_settings_have_results_of_their_own(made, tmp_path, capsys):
     argv = ['run', 'cifar10-conv3-ipc1-tiny', '--observer', str(made / 'observer.safetensors'), '--methods', 'rded', '--out', str(tmp_path / 'out')]
-    assert main(argv) == main([*argv, '--set', 'temperature=4,min_scale=0.25', '--hard']) == main([*argv, '--set', 'optimizer=muon']) == 0
+    assert main(argv) == main([*argv, '--set', 'temperature=4,min_scale=0.25', '--hard']) == main([*argv, '--set', 'optimizer=muon', '--epochs', '1']) == 0
     found = {p.name: json.loads(p.read_text())['training'] for p in (tmp_path / 'out/results').glob('*.json')}
     assert found == {'cifar10-conv3-ipc1-tiny-rded-seed0.json': 'paper-tiny',
                      'cifar10-conv3-ipc1-tiny-temperature-4-min-scale-0.25-hard-rded-seed0.json': 'paper-tiny, temperature 4, min scale 0.25-hard',
-                     'cifar10-conv3-ipc1-tiny-optimizer-muon-rded-seed0.json': 'paper-tiny, optimizer muon'}
+                     'cifar10-conv3-ipc1-tiny-epochs-1-optimizer-muon-rded-seed0.json': 'paper-tiny, epochs 1, optimizer muon'}
     assert len(list((tmp_path / 'out/sets').iterdir())) == 1        # one set, trained on in three ways
     train = ['train', '--distilled', str(made / 'set'), '--student', 'conv3', '--val', 'digits', '--epochs', '1', '--hard', '--set', 'average=0.5,flip=false']
     assert main([*train, '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 's.json')]) == 0
-    assert json.loads((tmp_path / 's.json').read_text())['training'] == 'paper, epochs 1, average 0.5, flip False-hard'
+    assert json.loads((tmp_path / 's.json').read_text())['training'] == 'paper, epochs 1, flip False, average 0.5-hard'
 
 
 def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):

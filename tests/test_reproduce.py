@@ -371,9 +371,13 @@ def test_without_papermill_one_line(monkeypatch, tmp_path, capsys):
 
 
 def test_a_result_of_other_settings_is_not_taken_for_ours(fake):
-    finish(fake, only={'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, seeds=[0])
-    job = reproduce.plan('main_table', fake / 'data', {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0], ['rded'], epochs=7)[0]
-    with pytest.raises(ValueError, match='holds the result of another run .training paper, now paper, epochs 7.: choose another --out'): job.missing(fake / 'out')
+    cell = {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}
+    finish(fake, only=cell, seeds=[0])
+    ours, longer = (reproduce.plan('main_table', fake / 'data', cell, [0], ['rded'], **more)[0] for more in ({}, {'epochs': 7}))
+    (there,) = (fake / 'out' / 'results').glob('*-rded-seed0.json')
+    assert not ours.missing(fake / 'out') and longer.missing(fake / 'out') == [there.with_name('cifar10-conv3-ipc1-epochs-7-rded-seed0.json')]
+    there.rename(longer.missing(fake / 'out')[0])
+    with pytest.raises(ValueError, match='holds the result of another run .training paper, now paper, epochs 7.: choose another --out'): longer.missing(fake / 'out')
 
 
 @pytest.mark.parametrize('told, change, words', [
