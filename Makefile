@@ -49,6 +49,8 @@ RDED := $(BIN)/python -m rded
 EYES := reports/observers
 runs/bars/observers/cifar10-resnet18-10epochs.safetensors runs/bars/observers/cifar10-resnet18-20epochs.safetensors: runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --epochs $* --out $@ --workers 4 --quiet
+runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors:
+	$(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --epochs 10 --optimizer muon --label-smoothing 0 --out $@ --workers 4 --quiet
 runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
 
@@ -66,7 +68,7 @@ $(eval $(call CELL,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.saf
 $(eval $(call CELL,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67)))
 $(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100,-epochs-100))
 views_of_ten = --set min_scale=0.25,randaugment=1
-$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10),--epochs 1600 $$(views_of_ten),-epochs-1600-min-scale-0.25-randaugment-1,top-of-clusters))
+$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors,--epochs 1600 $$(views_of_ten),-epochs-1600-min-scale-0.25-randaugment-1,top-of-clusters))
 $(eval $(call CELL,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
 $(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))

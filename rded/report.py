@@ -356,11 +356,14 @@ def draw(cells):
 BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's training, here", 'plus', 'long', 'steady'), STYLES.values())))
 
 def beyond(table):
-    "{(data set, student): {(IPC, training, with what was changed in it): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, and other choices of whole images by the latter three, labelled by an observer; of several observers the one with the most seeds."
+    "{(data set, student): {(IPC, training, with what was changed in it): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, and other choices of whole images by the latter three, labelled by an observer; of several observers the one with the most seeds, or each where settings or images are others."
     found = {}
     for c in sorted(table, key=lambda c: -c.top1.n):
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
-        if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)): found.setdefault((c.dataset, c.student), {}).setdefault((c.ipc, _changed(c)), c)
+        if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
+            grid, changed = found.setdefault((c.dataset, c.student), {}), _changed(c)
+            if (c.ipc, changed) in grid and ',' in changed: changed += f', {c.observer["name"]}'
+            grid.setdefault((c.ipc, changed), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
 
