@@ -47,10 +47,11 @@ AT_ONCE ?= 2
 METHOD ?= rded
 RDED := $(BIN)/python -m rded
 EYES := reports/observers
+cifar_resnet18 = $(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --out $@ --workers 4 --quiet
 runs/bars/observers/cifar10-resnet18-10epochs.safetensors runs/bars/observers/cifar10-resnet18-20epochs.safetensors: runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
-	$(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --epochs $* --out $@ --workers 4 --quiet
+	$(cifar_resnet18) --epochs $*
 runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors:
-	$(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --epochs 10 --optimizer muon --label-smoothing 0 --out $@ --workers 4 --quiet
+	$(cifar_resnet18) --epochs 10 --optimizer muon --label-smoothing 0
 runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
 

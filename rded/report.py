@@ -362,7 +362,7 @@ def beyond(table):
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
         if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
             grid, changed = found.setdefault((c.dataset, c.student), {}), _changed(c)
-            if (c.ipc, changed) in grid and ',' in changed: changed += f', {c.observer["name"]}'
+            if (c.ipc, changed) in grid and ',' in changed: changed += f', {c.observer["sha256"][:8]}'
             grid.setdefault((c.ipc, changed), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
