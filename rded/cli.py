@@ -712,7 +712,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
         '--optimizer': dict(choices=('sgd', 'muon'), default='sgd', help='how it steps: sgd, as published, or muon, which knows more after as many epochs (sgd)'),
         '--lr': dict(type=share, metavar='R', help="its highest learning rate (default: the recipe's or the optimiser's own)"),
-        '--label-smoothing': dict(type=fraction, metavar='S', help="share of the labels that is spread over all classes (default: the recipe's, 0.1)"),
+        '--label-smoothing': dict(type=fraction, metavar='S', help="share of the labels that is spread over all classes (default: the recipe's)"),
         '--precision': PRECISION,
         '--out': dict(required=True, help='FILE.safetensors')}),
     'distill': (distill, 'distill images into a few per class', {

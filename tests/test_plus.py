@@ -178,6 +178,13 @@ def test_an_observer_that_saw_all_images_judges_no_held_out_ones(tmp_path, capsy
     assert 'observer.safetensors holds the result of another run (val_' in capsys.readouterr().err
 
 
+def test_an_observer_trained_another_way_is_not_taken_for_the_recipes(tmp_path, capsys):
+    asked = ['run', 'digits-conv3-ipc10', '--methods', 'random-images', '--seeds', '0', '--epochs', '1', '--out', str(tmp_path), '--quiet']
+    assert cli.main(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--label-smoothing', '0', '--out', str(tmp_path / 'observer.safetensors'), '--quiet']) == 0
+    assert cli.main(asked) == 2
+    assert 'observer.safetensors holds the result of another run (label_smoothing 0.0, now 0.1)' in capsys.readouterr().err
+
+
 def released(lock, waiting, meanwhile):
     "What `waiting` comes to, begun while another process holds the lock and does `meanwhile`."
     with ThreadPoolExecutor(1) as pool:
