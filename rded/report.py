@@ -225,15 +225,20 @@ def accuracy_row(cell, among):
 def paper_rows(table):
     "A row a data set and IPC of the paper's main table: ours, the verdict and the published value under each network."
     ours = {}
-    for c in sorted(table, key=lambda c: -c.top1.n):
-        if c.published and c.recipe in RECIPES: ours.setdefault(c.recipe, c)      # of several observers the one with the most seeds
+    for c in table:
+        if c.published and c.recipe in RECIPES: ours.setdefault(c.recipe, []).append(c)
     rows = {}
     for name, r in RECIPES.items():
         if not (p := r.published): continue
         network = 'ConvNet' if citable(r.student).startswith('Conv-') else citable(r.student)
-        told = f'{ours[name].top1}, {verdict(ours[name].top1, p)}; {_show(p)}' if name in ours else f'not run; {_show(p)}'
-        rows.setdefault((r.dataset, r.ipc), {'data set': r.dataset, 'IPC': r.ipc})[network] = told
+        rows.setdefault((r.dataset, r.ipc), {'data set': r.dataset, 'IPC': r.ipc})[network] = f"{_by_each(ours[name], p) if name in ours else 'not run'}; {_show(p)}"
     return list(rows.values()) if ours else []
+
+def _by_each(cells, p):
+    "A cell's accuracy and verdict; of several observers those with the most seeds, each named."
+    most = max(c.top1.n for c in cells)
+    told = [(f'{c.top1}, {verdict(c.top1, p)}', c.observer['name']) for c in cells if c.top1.n == most]
+    return ', '.join(text if len(told) == 1 else f'{text} (by {Path(name).stem})' for text, name in told)
 
 # %% ../nbs/42_report.ipynb #99121d05
 UNITS = ((86400 * 365.25, 'years'), (86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'), (1e-3, 'ms'), (1e-6, 'µs'), (1e-9, 'ns'))
@@ -358,7 +363,7 @@ BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's trainin
 def beyond(table):
     "{(data set, student): {(IPC, training, with what was changed in it): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, and other choices of whole images by the latter three, labelled by an observer; of several observers the one with the most seeds, or each where settings or images are others."
     found = {}
-    for c in sorted(table, key=lambda c: -c.top1.n):
+    for c in sorted(table, key=lambda c: (-c.top1.n, -c.top1.mean if c.training == 'paper' else 0)):     # a gain is one on the best of ours
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
         if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
             grid, changed = found.setdefault((c.dataset, c.student), {}), _changed(c)
