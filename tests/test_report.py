@@ -103,6 +103,14 @@ def test_the_papers_table_has_the_observer_with_the_most_seeds():
     assert any('51.00 ± 1.00 (3)' in str(v) for v in row.values()) and not any('30.00' in str(v) for v in row.values())
 
 
+def test_of_observers_with_as_many_seeds_each_is_named_and_the_best_is_what_a_gain_is_on():
+    eye = lambda name: {**RESULT['observer'], 'name': f'{name}.safetensors', 'sha256': name * 64}
+    found = report.cells([its(seed=s, top1=top1 + s, observer=eye(name)) for name, top1 in (('a', 30.0), ('b', 50.0)) for s in range(2)] + [its(recipe='cifar10-conv3-ipc10-plus', training='plus', seed=0, top1=78.0)])
+    told = next(r for r in report.paper_rows(found) if (r['data set'], r['IPC']) == ('CIFAR-10', 10))['ConvNet']
+    assert told.startswith('30.50 ± 0.71 (2), below (by a), 50.50 ± 0.71 (2), reproduced (by b); 50.2')
+    assert [r["the paper's training, here"].mean for r in report.beyond_rows(report.beyond(found))] == [50.5]
+
+
 def test_a_training_cut_short_stands_beside_the_whole_one():
     found = report.cells([its(recipe='cifar10-conv3-ipc10-plus', training='plus, epochs 100', seed=s, top1=60.0) for s in range(3)] + [its(recipe='cifar10-conv3-ipc10-plus', training='plus', seed=0, top1=78.0)])
     assert [(r['training'], r['top-1, last epoch'].mean) for r in report.beyond_rows(report.beyond(found))] == [('plus', 78.0), ('plus, epochs 100', 60.0)]
