@@ -49,7 +49,7 @@ RDED := $(BIN)/python -m rded
 EYES := reports/observers
 cifar_resnet18 = $(RDED) observer --data $(DATA)/cifar10 --dataset CIFAR-10 --arch resnet18_modified --size 32 --out $@ --workers 4 --quiet
 runs/bars/observers/cifar10-resnet18-10epochs.safetensors runs/bars/observers/cifar10-resnet18-20epochs.safetensors: runs/bars/observers/cifar10-resnet18-%epochs.safetensors:
-	$(cifar_resnet18) --epochs $*
+	$(cifar_resnet18) --epochs $* --label-smoothing 0.1
 runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors:
 	$(cifar_resnet18) --epochs 10 --optimizer muon --label-smoothing 0
 runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
