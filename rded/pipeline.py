@@ -271,10 +271,10 @@ def train_into(file, recipe, training, seed, images, val, device, workers, log, 
 
 def check_trained(file, recipe, training, seed, images, val):
     "ValueError where the observer in `file` is another one: of other settings, or trained on other images, as those that are held out now."
-    found, split = its_training(file), {'val_images': len(val), 'val_split': val.split}
-    its = found.get('training') or {}
-    check_same(file, its, {k: getattr(training, k) for k in HOW_TRAINED if k in its})
-    check_same(file, found, {'arch': recipe.observer, 'size': recipe.size, 'dataset': images.name, 'epochs': training.stop or training.epochs, 'seed': seed, **{k: v for k, v in split.items() if k in found}})
+    about = its_training(file)
+    found = {**(about.get('training') or {}), **about}
+    told = {'val_images': len(val), 'val_split': val.split, **{k: getattr(training, k) for k in HOW_TRAINED}}     # by newer files
+    check_same(file, found, {'arch': recipe.observer, 'size': recipe.size, 'dataset': images.name, 'epochs': training.stop or training.epochs, 'seed': seed, **{k: v for k, v in told.items() if k in found}})
 
 HOW_TRAINED = ('optimizer', 'lr', 'weight_decay', 'batch_size', 'label_smoothing')     # and must be so again; not its precision, which is the device's
 

@@ -363,7 +363,7 @@ BEYOND = dict(zip(('paper', 'plus', 'long', 'steady'), zip(("the paper's trainin
 def beyond(table):
     "{(data set, student): {(IPC, training, with what was changed in it): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, and other choices of whole images by the latter three, labelled by an observer; of several observers the one with the most seeds, or each where settings or images are others."
     found = {}
-    for c in sorted(table, key=lambda c: (-c.top1.n, -c.top1.mean if c.training == 'paper' else 0)):     # a gain is one on the best of ours
+    for c in _most_seeds(table):
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
         if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
             grid, changed = found.setdefault((c.dataset, c.student), {}), _changed(c)
@@ -371,6 +371,10 @@ def beyond(table):
             grid.setdefault((c.ipc, changed), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
     return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
+
+def _most_seeds(table):
+    "Cells in the order in which one of several observers stands for them; of those of the paper's training with as many seeds the best, so that a gain is one on our best."
+    return sorted(table, key=lambda c: (-c.top1.n, -c.top1.mean if c.training == 'paper' else 0))
 
 def _chosen(cell): return cell.method != 'sre2l' and not cell.method.startswith('random')
 
@@ -583,10 +587,10 @@ def draw_cost(plans):
 def cross_grids(table):
     "{(data set, IPC): {(observer, student): Cell}} of RDED as published, where at least two observers met two students."
     grids = {}
-    for c in table:
+    for c in _most_seeds(table):
         plain = c.method == 'rded' and c.training == 'paper' and c.observer.get('arch') and re.fullmatch(r'.*-ipc\d+', c.recipe)
         if plain: grids.setdefault((c.dataset, c.ipc), {}).setdefault((citable(c.observer['arch']), citable(c.student)), c)
-    return {key: grid for key, grid in grids.items() if all(len({pair[k] for pair in grid}) > 1 for k in (0, 1))}
+    return {key: grid for key, grid in sorted(grids.items()) if all(len({pair[k] for pair in grid}) > 1 for k in (0, 1))}
 
 def _heat(ax, key, grid):
     teachers, students = (sorted({pair[k] for pair in grid}) for k in (0, 1))

@@ -122,7 +122,8 @@ def observer_file(folder, recipe, data, seed=0):
     if t is None: return None
     slug = lambda text: re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
     base = os.path.basename(os.path.realpath(data)) if os.path.isdir(data) else data
-    few, plain = f'-{t.images_per_class}images' if t.images_per_class else '', '' if t.label_smoothing else '-unsmoothed'
+    plain = '' if t.label_smoothing else '-unsmoothed'
+    few = f'-{t.images_per_class}images' if t.images_per_class else ''
     return Path(folder, f'{slug(base)}-{slug(recipe.observer)}-{recipe.size}px-{t.epochs}epochs{plain}{few}-seed{seed}.safetensors')
 
 @dataclass(frozen=True)
