@@ -2,7 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
-# make bars         `plus`, `long` and `steady` where no setting was tried, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images]
+# make bars         `plus`, `long` and `steady` where no setting was tried, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images] [HARD=1: the cells of `plus` with class labels]
 # make gpu          one GPU: the bars, then what is worth most of the tables (ResNet-18's, plus's, long's and steady's that stand in reports/ are left out), then the GPU's speed: make gpu DATA=../data [MINUTES=25, of each of the two] [DEVICES=0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
@@ -56,26 +56,33 @@ runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observer
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
 
 method = $(if $(filter rded,$(METHOD)),$(or $(1),rded),$(METHOD))
+hard = $(if $(HARD),-hard)
 define CELL
-cells += $(foreach seed,0 1 2,$(1)$(6)-$(call method,$(7))-seed$(seed).json)
-runs/bars/results/$(1)$(6)-$(call method,$(7))-seed%.json: | $(3) $(4)
-	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) --labeller $(4) --methods $(call method,$(7)) --seeds $$* --out runs/bars --workers 4 --quiet $(5) $(MORE)
+cells += $(foreach seed,0 1 2,$(1)$(6)$(hard)-$(call method,$(7))-seed$(seed).json)
+runs/bars/results/$(1)$(6)$(hard)-$(call method,$(7))-seed%.json: | $(3) $(if $(HARD),,$(4))
+	$(RDED) run $(1) --data $(DATA)/$(2) --observer $(3) $(if $(HARD),--hard,--labeller $(4)) --methods $(call method,$(7)) --seeds $$* --out runs/bars --workers 4 --quiet $(5) $(MORE)
 endef
-# $(call CELL,recipe,data set,who scores,who labels,other options,what these add to the name,what chooses in place of rded), in order of worth
+# $(call cell,recipe,data set,who scores,who labels,other options,what these add to the name,what chooses in place of rded), in order of worth
+cell = $(if $(and $(HARD),$(filter-out %-plus,$(1))),,$(eval $(call CELL,$(1),$(2),$(3),$(4),$(5),$(6),$(7))))
 conv5 = $(EYES)/imagenette2-160-conv5-128px-$(1)epochs-seed0.safetensors
 resnet18 = runs/bars/observers/$(1)epochs.safetensors
-$(eval $(call CELL,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
-$(eval $(call CELL,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10)))
-$(eval $(call CELL,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67)))
-$(eval $(call CELL,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100,-epochs-100))
+$(call cell,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10))
+$(call cell,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10))
+$(call cell,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67))
+$(call cell,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100,-epochs-100)
 views_of_ten = --set min_scale=0.25,randaugment=1
-$(eval $(call CELL,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors,--epochs 1600 $$(views_of_ten),-epochs-1600-min-scale-0.25-randaugment-1,top-of-clusters))
-$(eval $(call CELL,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
-$(eval $(call CELL,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33)))
-$(eval $(call CELL,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors))
-$(eval $(call CELL,imagenette-conv5-ipc1-plus,imagenette2-160,$(call conv5,8),$(call conv5,8)))
-$(eval $(call CELL,imagenette-conv5-ipc10-plus,imagenette2-160,$(call conv5,8),$(call conv5,8)))
-$(eval $(call CELL,imagenette-conv5-ipc50-plus,imagenette2-160,$(call conv5,8),$(call conv5,67)))
+$(call cell,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors,--epochs 1600 $(views_of_ten),-epochs-1600-min-scale-0.25-randaugment-1,top-of-clusters)
+$(call cell,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33))
+$(call cell,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33))
+$(call cell,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors)
+$(call cell,imagenette-conv5-ipc1-plus,imagenette2-160,$(call conv5,8),$(call conv5,8))
+$(call cell,imagenette-conv5-ipc10-plus,imagenette2-160,$(call conv5,8),$(call conv5,8))
+$(call cell,imagenette-conv5-ipc50-plus,imagenette2-160,$(call conv5,8),$(call conv5,67))
+$(call cell,cifar10-resnet101-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors)
+$(call cell,cifar10-resnet101-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10))
+ifdef HARD
+$(call cell,cifar10-resnet18-ipc50-plus,cifar10,$(EYES)/cifar10-conv3.safetensors)
+endif
 .PHONY: cells
 cells: $(foreach cell,$(cells),$(if $(wildcard reports/results/$(cell)),,runs/bars/results/$(cell)))
 bars: $(SETUP)

@@ -130,21 +130,34 @@ def test_an_early_checkpoint_from_the_command_line(tmp_path, capsys):
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='module')
-def bars():
+def bars_of(*variables):
     "What `make bars` would call where nothing stands: two lists of parsed commands, observers and cells."
     if not shutil.which('make'): pytest.skip('there is no make here')
     env = {k: v for k, v in os.environ.items() if not k.startswith('MAKE')}
-    told = subprocess.run(['make', '-n', 'cells', 'DATA=data', 'METHOD=random-crops'], cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(['make', '-n', 'cells', 'DATA=data', 'METHOD=random-crops', *variables], cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
     calls = [cli.parser().parse_args(shlex.split(line)[3:]) for line in told.splitlines() if ' -m rded ' in line]
     return [c for c in calls if c.command == 'observer'], [c for c in calls if c.command == 'run']
 
 
+@pytest.fixture(scope='module')
+def bars(): return bars_of()
+
+
+CELLS = [f'{cell}-ipc{ipc}' for cell in ('cifar10-resnet18', 'imagenette-resnet18', 'imagenette-conv5') for ipc in (1, 10, 50)]
+UNSEEN = [f'cifar10-resnet101-ipc{ipc}-plus' for ipc in (1, 10)]
+
+
 def test_make_bars_asks_for_three_seeds_of_every_cell(bars):
     seeds, others = Counter((c.recipe, *c.seeds) for c in bars[1]), {'cifar10-resnet18-ipc10': 'long', 'cifar10-resnet18-ipc50': 'steady', 'imagenette-conv5-ipc50': 'steady'}
-    cells = [f'{cell}-ipc{ipc}' for cell in ('cifar10-resnet18', 'imagenette-resnet18', 'imagenette-conv5') for ipc in (1, 10, 50)]
-    asked = [*(f"{cell}-{others.get(cell, 'plus')}" for cell in cells), 'cifar10-resnet18-ipc10-plus', 'imagenette-conv5-ipc50-plus']     # the last two stand in a table beside what takes longer
+    beside = ['cifar10-resnet18-ipc10-plus', 'imagenette-conv5-ipc50-plus']     # they stand in a table beside what takes longer
+    asked = [*(f"{cell}-{others.get(cell, 'plus')}" for cell in CELLS), *beside, *UNSEEN]
     assert seeds == {(cell, seed): 1 for cell in asked for seed in (0, 1, 2)}
+
+
+def test_make_bars_with_class_labels_runs_plus_alone_and_no_labeller():
+    trained, cells = bars_of('HARD=1')
+    assert Counter((c.recipe, *c.seeds) for c in cells) == {(cell, seed): 1 for cell in [*(f'{cell}-plus' for cell in CELLS), *UNSEEN] for seed in (0, 1, 2)}
+    assert all(c.hard and not c.labeller for c in cells) and {c.out for c in trained} == {c.observer for c in cells if c.observer.startswith('runs')}
 
 
 def test_make_bars_trains_or_holds_the_observers_of_its_cells(bars):
