@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'NORMALISATIONS', 'FORMAT', 'HEADER', 'CANDIDATES', 'PAYS', 'CHUNK_PIXELS', 'Halve',
-           'ConvNet', 'small_image_resnet', 'torchvision_names', 'timm_names', 'own_names', 'resolve', 'default_size',
-           'build_body', 'torchvision_body', 'timm_body', 'normalisation', 'Network', 'last_linear', 'try_out', 'build',
-           'save', 'load_safetensors', 'shapes', 'outline', 'our_key', 'unwrap', 'recognise', 'load_checkpoint',
-           'size_of', 'imagenet_classes', 'released', 'released_torchvision', 'released_timm', 'load', 'pick_device',
-           'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning', 'by_batch_statistics', 'in_bfloat16',
-           'fused', 'keep_freed_memory', 'predict']
+           'ConvNet', 'small_image_resnet', 'convolved', 'SmallVGG', 'torchvision_names', 'timm_names', 'own_names',
+           'resolve', 'default_size', 'build_body', 'torchvision_body', 'timm_body', 'normalisation', 'Network',
+           'last_linear', 'try_out', 'build', 'save', 'load_safetensors', 'shapes', 'outline', 'our_key', 'unwrap',
+           'recognise', 'load_checkpoint', 'size_of', 'imagenet_classes', 'released', 'released_torchvision',
+           'released_timm', 'load', 'pick_device', 'side_by_side', 'bfloat16_pays', 'pick_precision', 'reckoning',
+           'by_batch_statistics', 'in_bfloat16', 'fused', 'keep_freed_memory', 'predict']
 
 # %% ../nbs/04_models.ipynb #b74dbf6c
 import copy
@@ -83,6 +83,23 @@ def small_image_resnet(
     net.maxpool = nn.Identity()
     return net
 
+# %% ../nbs/04_models.ipynb #b5d0c6a2
+def convolved(channels, width, *pool):
+    "A 3×3 convolution, a pool where one is given, BatchNorm and ReLU."
+    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), *pool, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+class SmallVGG(nn.Module):
+    "A VGG for small images: a convolution to `stem` channels, then of each width a block of two, the image halved between them."
+    def __init__(self, num_classes: int, widths: tuple = (64, 256, 256), stem: int = 32):
+        super().__init__()
+        layers, channels = [convolved(3, stem)], stem
+        for width in widths:
+            layers += [convolved(channels, width, Halve()), convolved(width, width)]
+            channels = width
+        self.features, self.fc = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), nn.Linear(channels, num_classes)
+
+    def forward(self, x): return self.fc(self.features(x).flatten(1))
+
 # %% ../nbs/04_models.ipynb #5e88da5a
 @lru_cache
 def torchvision_names() -> tuple:
@@ -98,7 +115,7 @@ def timm_names() -> tuple:
 
 def own_names() -> tuple:
     "Names this page defines."
-    return tuple(f'conv{d}' for d in range(1, 9)) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
+    return tuple(f'conv{d}' for d in range(1, 9)) + ('vgg8_modified',) + tuple(f'resnet{d}_modified' for d in (18, 34, 50, 101, 152))
 
 # %% ../nbs/04_models.ipynb #9258c21f
 def resolve(
@@ -119,7 +136,7 @@ def resolve(
 def default_size(
     name: str  # an architecture
 ) -> int:      # pixels
-    "The input size used where nobody states one: the paper's per ConvNet depth, 32 for modified ResNets, 224 otherwise."
+    "The input size used where nobody states one: the paper's per ConvNet depth, 32 for modified ResNets and VGG, 224 otherwise."
     family, plain = resolve(name)
     if family != 'own': return 224
     return {1: 32, 2: 32, 3: 32, 4: 64}.get(int(plain[4:]), 128) if plain.startswith('conv') else 32
@@ -132,7 +149,7 @@ def build_body(
     "The bare network with random weights, without normalisation."
     family, plain = resolve(name)
     if plain.startswith('conv') and family == 'own': return ConvNet(int(plain[4:]), num_classes, size)
-    if family == 'own': return small_image_resnet(plain.removesuffix('_modified'), num_classes)
+    if family == 'own': return SmallVGG(num_classes) if plain == 'vgg8_modified' else small_image_resnet(plain.removesuffix('_modified'), num_classes)
     return torchvision_body(plain, num_classes, size) if family == 'torchvision' else timm_body(plain, num_classes, size)
 
 def torchvision_body(name, num_classes, size):
@@ -321,7 +338,7 @@ def recognise(
         size = round((matrices[-1].shape[1] / len(first)) ** 0.5) << depth
         if size and shapes(outline(f'conv{depth}', num_classes, size).state_dict()) == shapes(state): return f'conv{depth}', num_classes, size
     named = [n for n in own_names() + torchvision_names() if re.search(rf'(^|[^a-z0-9]){n}([^a-z0-9]|$)', Path(path).stem.lower())]
-    modified = [f'resnet{d}_modified' for d in (18, 34, 50, 101)]
+    modified = ['vgg8_modified', *(f'resnet{d}_modified' for d in (18, 34, 50, 101))]
     for name in dict.fromkeys(sorted(named, key=len, reverse=True) + modified + list(CANDIDATES)):
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')

@@ -366,7 +366,7 @@ def check_parameters(notebook, given):
     return given
 
 # %% ../nbs/44_reproduce.ipynb #34d431e1
-GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
+GMACS = {'conv3': (0.051, 32), 'conv4': (0.212, 64), 'conv5': (0.859, 128), 'conv6': (0.861, 128), 'vgg8_modified': (0.152, 32), 'resnet18_modified': (0.555, 32), 'resnet50_modified': (1.3, 32), 'resnet101_modified': (2.51, 32),
          'resnet18': (1.81, 224), 'resnet50': (4.09, 224), 'resnet101': (7.80, 224), 'mobilenet_v2': (0.30, 224), 'efficientnet_b0': (0.39, 224), 'vgg11': (7.61, 224), 'swin_v2_t': (2.98, 224),
          'swin_t': (2.96, 224), 'convnext_tiny': (4.46, 224), 'shufflenet_v2_x0_5': (0.04, 224), 'regnet_y_400mf': (0.40, 224), 'deit_tiny_patch16_224': (1.08, 224)}
 TRAIN_IMAGES = {'CIFAR-10': 50000, 'CIFAR-100': 50000, 'Tiny-ImageNet': 100000, 'ImageNette': 9469, 'ImageWoof': 9025, 'ImageNet-10': 13000, 'ImageNet-100': 128000, 'ImageNet-1K': 1281167}
