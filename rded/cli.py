@@ -121,7 +121,8 @@ def observer(args, progress):
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, dataset or recipes.dataset_of(images.name) or images.name, size)
     changes = {**(recipes.MUON if args.optimizer == 'muon' else {}), **({'lr': args.lr} if args.lr else {}), 'label_smoothing': args.label_smoothing}
-    training = recipes.changed(usual, epochs=args.epochs, stop=args.stop, **changes, precision=models.pick_precision(args.precision, device))
+    changes |= {'epochs': args.epochs, 'stop': args.stop, 'precision': models.pick_precision(args.precision, device), **recipes.fitting(usual, args.set or ())}
+    training = recipes.changed(usual, **changes)
     net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out))
     result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info, **_made(args, device)}
     _write(args.json, result)
@@ -713,6 +714,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--optimizer': dict(choices=('sgd', 'muon'), default='sgd', help='how it steps: sgd, as published, or muon, which knows more after as many epochs (sgd)'),
         '--lr': dict(type=share, metavar='R', help="its highest learning rate (default: the recipe's or the optimiser's own)"),
         '--label-smoothing': dict(type=fraction, metavar='S', help="share of the labels that is spread over all classes (default: the recipe's)"),
+        '--set': {**SET, 'help': 'other values of its training, as crop=resized,min_scale=0.25'},
         '--precision': PRECISION,
         '--out': dict(required=True, help='FILE.safetensors')}),
     'distill': (distill, 'distill images into a few per class', {
