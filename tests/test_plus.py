@@ -105,6 +105,16 @@ def test_an_observer_is_trained_by_muon_where_it_is_asked_for(tmp_path):
     assert get_observer(tmp_path / 'eye.safetensors').nets[0].info['training']['optimizer'] == 'muon'
 
 
+def test_other_values_of_an_observers_training_are_set_and_checked(tmp_path, capsys):
+    usual = ['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', '--epochs', '1', '--out', str(tmp_path / 'eye.safetensors'), '--quiet']
+    cli._call([*usual, '--set', 'crop=resized,min_scale=0.25,batch_size=64', '--json', str(tmp_path / 'eye.json')])
+    trained = read_json(tmp_path / 'eye.json')['training']
+    assert (trained['crop'], trained['min_scale'], trained['batch_size'], trained['epochs'], trained['lr']) == ('resized', 0.25, 64, 1, 0.05)
+    (tmp_path / 'eye.safetensors').unlink()
+    for value, why in (('crop=round', "crop is 'round'"), ('mix=cutmix', "unknown setting 'mix'"), ('momentum=much', 'momentum'), ('lr=0', 'above 0')):
+        assert cli.main([*usual, '--set', value]) == 2 and why in capsys.readouterr().err and not (tmp_path / 'eye.safetensors').exists()
+
+
 @pytest.mark.parametrize('option, value', [('--lr', '0'), ('--lr', 'nan'), ('--label-smoothing', '1'), ('--label-smoothing', '-0.1'), ('--label-smoothing', 'some'), ('--optimizer', 'lion')])
 def test_rates_and_smoothing_that_cannot_be_are_refused_in_a_line(tmp_path, capsys, option, value):
     assert cli.main(['observer', '--data', 'digits', '--arch', 'conv3', '--size', '16', option, value, '--out', str(tmp_path / 'eye.safetensors')]) == 2
