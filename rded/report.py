@@ -365,7 +365,7 @@ def beyond(table):
     found = {}
     for c in _most_seeds(table):
         named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
-        if named and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
+        if named and c.results[0]['observer'] and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
             grid, changed = found.setdefault((c.dataset, c.student), {}), _changed(c)
             if (c.ipc, changed) in grid and ',' in changed: changed += f', {c.observer["sha256"][:8]}'
             grid.setdefault((c.ipc, changed), c)

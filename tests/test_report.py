@@ -116,6 +116,12 @@ def test_a_training_cut_short_stands_beside_the_whole_one():
     assert [(r['training'], r['top-1, last epoch'].mean) for r in report.beyond_rows(report.beyond(found))] == [('plus', 78.0), ('plus, epochs 100', 60.0)]
 
 
+def test_class_labels_do_not_stand_among_what_observers_label_whole_or_cut_short():
+    hard = lambda training: its(recipe='cifar10-conv3-ipc10-plus', training=training, labels='hard', observer=None, seed=0, top1=40.0)
+    found = report.cells([hard('plus-hard'), hard('plus, epochs 100-hard'), its(recipe='cifar10-conv3-ipc10-plus', training='plus', seed=0, top1=78.0)])
+    assert [(r['training'], r['top-1, last epoch'].mean) for r in report.beyond_rows(report.beyond(found))] == [('plus', 78.0)]
+
+
 def test_what_the_choice_is_worth_mixes_no_validation_images():
     both = lambda gap, **more: [its(method=m, seed=s, top1=50.0 + gap * (m == 'rded'), training=t, **more, **({'observer': None} if t.endswith('hard') else {}))
                                 for t in ('paper', 'paper-hard') for s in range(3) for m in ('rded', 'random-images')]
