@@ -338,7 +338,7 @@ def recognise(
         size = round((matrices[-1].shape[1] / len(first)) ** 0.5) << depth
         if size and shapes(outline(f'conv{depth}', num_classes, size).state_dict()) == shapes(state): return f'conv{depth}', num_classes, size
     named = [n for n in own_names() + torchvision_names() if re.search(rf'(^|[^a-z0-9]){n}([^a-z0-9]|$)', Path(path).stem.lower())]
-    modified = ['vgg8_modified', *(f'resnet{d}_modified' for d in (18, 34, 50, 101))]
+    modified = [n for n in own_names() if n.endswith('_modified')]
     for name in dict.fromkeys(sorted(named, key=len, reverse=True) + modified + list(CANDIDATES)):
         if shapes(outline(name, num_classes).state_dict()) == shapes(state): return name, num_classes, 32 if name.endswith('_modified') else None
     raise ValueError(f'{path}: no architecture of the registry has these tensors; put its name into the file name (as in resnet50.pth), or save it with rded.models.save')
