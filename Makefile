@@ -70,8 +70,8 @@ $(call cell,cifar10-resnet18-ipc10-long,cifar10,$(EYES)/cifar10-conv3.safetensor
 $(call cell,cifar10-resnet18-ipc10-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(call resnet18,cifar10-resnet18-10))
 $(call cell,imagenette-conv5-ipc50-steady,imagenette2-160,$(call conv5,8),$(call conv5,67))
 $(call cell,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33),--epochs 100,-epochs-100)
-in_hundreds = --set batch_size=100,lr=0.008,min_scale=0.25,randaugment=1,average=0.97
-$(call cell,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors,--epochs 2400 $(in_hundreds),-epochs-2400-batch-size-100-lr-0.008-min-scale-0.25-randaugment-1-average-0.97,top-of-clusters)
+in_hundreds = --set batch_size=100,lr=0.008,min_scale=0.25,randaugment=1
+$(call cell,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors,--epochs 1150 $(in_hundreds),-epochs-1150-batch-size-100-lr-0.008-min-scale-0.25-randaugment-1,top-of-clusters)
 $(call cell,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33))
 $(call cell,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33))
 $(call cell,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors)
