@@ -123,21 +123,23 @@ def train_observer(
     workers: int = 2,        # decoding threads
     progress=None,           # progress(iterable, label, total)
     log=None,                # log(text), once an epoch
-    keep=None                # file in which it keeps where it stands, and from which it goes on, see `rded.resume`
+    keep=None,               # file in which it keeps where it stands, and from which it goes on, see `rded.resume`
+    seen_at=None             # pixels at which the network sees images of that size, here and later; None: as they are
 ) -> models.Network:         # with classes, accuracy and settings in its info
     "Train a classifier from scratch; its `info['top1']` is the last epoch's accuracy on `val`, in percent."
     check_same_classes(images, val)
-    net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed).to(device)
+    net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed, seen_at=seen_at).to(device)
     if training.images_per_class: images = images.subset([i for c in range(len(images.classes)) for i in draw_order(images, c, seed)[:training.images_per_class]])
-    if fits_in_memory(images, stored_size(size, training)): images = images.in_memory(stored_size(size, training), workers)
+    stored = stored_size(seen_at or size, training)
+    if fits_in_memory(images, stored): images = images.in_memory(stored, workers)
     if fits_in_memory(val, size): val = val.in_memory(size, workers)  # what cannot be read is said now, not after the last epoch
     data = images.digest() if keep else None
-    images = on_device(images, stored_size(size, training), device)
+    images = on_device(images, stored, device)
     recorded = torch.device(device).type == 'cuda' and can_be_recorded(training.optimizer)     # see `rded.replay`
     optimizer = make_optimizer(net, training, recorded, training.momentum, training.nesterov)
     update = Replay(lambda x, y: step(net, x, y, training, optimizer), device, on=recorded)
     generator = torch.Generator().manual_seed(seed)
-    kept = Resume(keep, {'arch': arch, 'size': size, 'images': [images.name, len(images), images.classes, data], 'training': {**settings_of(training), 'betas': getattr(training, 'betas', None)}, 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
+    kept = Resume(keep, {'arch': arch, 'size': size, **({'seen_at': seen_at} if seen_at else {}), 'images': [images.name, len(images), images.classes, data], 'training': {**settings_of(training), 'betas': getattr(training, 'betas', None)}, 'seed': seed, 'device': torch.device(device).type, 'torch': torch.__version__})
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # dropout, where a network has it
         done = kept.load(net, optimizer, device=device, order=generator).get('epochs', 0)
@@ -187,12 +189,12 @@ def train_epoch(net, images, optimizer, training, epoch, generator, device, work
     update = update or (lambda x, y: step(net, x, y, training, optimizer))
     per_epoch = max(1, len(images) // training.batch_size)
     steps, warmup = training.epochs * per_epoch, int(warmup_epochs(training) * per_epoch)
-    order = torch.randperm(len(images), generator=generator)
+    order, side = torch.randperm(len(images), generator=generator), net.seen_at or net.size
     total = torch.zeros((), device=device)
     for k in range(per_epoch):
         set_rate(optimizer, training.lr * learning_rate(epoch * per_epoch + k, steps, warmup))
         indices = order[k * training.batch_size:(k + 1) * training.batch_size]
-        x = augment(images.batch(indices, stored_size(net.size, training), workers).to(device), net.size, training, generator)
+        x = augment(images.batch(indices, stored_size(side, training), workers).to(device), side, training, generator)
         total += update(x, images.y[indices].to(device))
     mean = (total / per_epoch).item()
     if mean != mean: raise ValueError(f'the training diverged in epoch {epoch + 1} (loss is not a number): use a smaller learning rate than {training.lr}')
@@ -305,7 +307,7 @@ class Observer:
 
     def __repr__(self):
         accuracy = f', {self.top1:.2f} % top-1' if self.top1 is not None else ''
-        return f'Observer {self.name} ({self.arch}): {len(self.classes)} classes, {self.size} px{accuracy}'
+        return f'Observer {self.name} ({self.arch}): {len(self.classes)} classes, {", ".join(dict.fromkeys(map(models.told_size, self.nets)))}{accuracy}'
 
 def weights_hash(nets) -> str:
     "sha256 of the weights themselves, for networks that come from no file."
