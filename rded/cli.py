@@ -116,19 +116,19 @@ def observer(args, progress):
     from rded import datasets, models, recipes, resume
     from rded.observer import train_observer
     out, device, size = free_file(args.out), models.pick_device(args.device), args.size or models.default_size(args.arch)
-    models.build(args.arch, 2, size)        # an unknown name or a size that does not fit is said before the images are read
+    models.build(args.arch, 2, size, seen_at=args.seen_at)        # an unknown name or a size that does not fit is said before the images are read
     dataset = args.dataset and _citable(args.dataset)
     images, val = (datasets.load(args.data, split, args.download) for split in ('train', 'val'))
     usual = recipes.observer_training(args.arch, dataset or recipes.dataset_of(images.name) or images.name, size)
     changes = {**(recipes.MUON if args.optimizer == 'muon' else {}), **({'lr': args.lr} if args.lr else {}), 'label_smoothing': args.label_smoothing}
     changes |= {'epochs': args.epochs, 'stop': args.stop, 'precision': models.pick_precision(args.precision, device), **recipes.fitting(usual, args.set or ())}
     training = recipes.changed(usual, **changes)
-    net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out))
-    result = {'file': str(out), 'arch': net.arch, 'size': net.size, 'classes': net.num_classes, **net.info, **_made(args, device)}
+    net = train_observer(images, val, args.arch, size, training, args.seed, device, args.workers, progress, keep=resume.beside(out), seen_at=args.seen_at)
+    result = {'file': str(out), 'arch': net.arch, 'size': net.size, **({'seen_at': net.seen_at} if net.seen_at else {}), 'classes': net.num_classes, **net.info, **_made(args, device)}
     _write(args.json, result)
     models.save(net, out)
     resume.forget(out)
-    _show(str(out), {'network': f'{net.arch}, {net.size} px, {net.num_classes} classes', 'training': training.name,
+    _show(str(out), {'network': f'{net.arch}, {models.told_size(net)}, {net.num_classes} classes', 'training': training.name,
                      'top-1': f"{net.info['top1']:.2f} % of {net.info['val_images']} validation images"})
     return result
 
@@ -233,7 +233,7 @@ def _info_network(args):
     "What an observer or a student says of itself."
     from rded import models
     net = models.load(args.set)
-    facts = {'arch': net.arch, 'size': net.size, 'classes': net.num_classes}
+    facts = {'arch': net.arch, 'size': net.size, **({'seen_at': net.seen_at} if net.seen_at else {}), 'classes': net.num_classes}
     _show(f'{args.set}: a network', {**facts, 'names': _few(net.classes) if net.classes else 'not said', **{k: _words(v) for k, v in net.info.items()}})
     return {'file': str(args.set), **facts, 'names': net.classes, **net.info}
 
@@ -708,7 +708,9 @@ BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
-        '--size': dict(type=PIXELS, help="pixels (default: the network's usual size)"), '--epochs': dict(type=whole(1), help="default: the recipe's number"),
+        '--size': dict(type=PIXELS, help="pixels (default: the network's usual size)"),
+        '--seen-at': dict(type=PIXELS, metavar='S', help='pixels at which the network sees images of --size, here and later: an observer of 224 px sets that looks at 128 px learns in a third of the time'),
+        '--epochs': dict(type=whole(1), help="default: the recipe's number"),
         '--stop': dict(type=whole(1), metavar='N', help='end after N of the epochs: an early checkpoint, which teaches small sets better'),
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
         '--optimizer': dict(choices=('sgd', 'muon'), default='sgd', help='how it steps: sgd, as published, or muon, which knows more after as many epochs (sgd)'),

@@ -69,6 +69,8 @@ class Training:
     flip: bool = True
     randaugment: int = 0            # operations of RandAugment an image; the paper has none
     strength: int = 9               # of each, from 0 to 30
+    seen_at: int = 0                # side in pixels at which the student sees its views to begin with; 0: the set's, throughout
+    seen_until: float = 0.8         # share of the training after which it sees them at the set's size
     mix: str = 'cutmix'             # on every batch
     mix_alpha: float = 1.0
     bn_updates: int = 2             # BatchNorm statistics move twice a step: momentum 1 − (1 − m)² (departures 3, 4)
@@ -83,10 +85,11 @@ class Training:
         _at_least_one('training', epochs=self.epochs, batch_size=self.batch_size, bn_updates=self.bn_updates, evaluate_every=self.evaluate_every)
         _one_of('training', 'tiles', self.tiles, TILES); _one_of('training', 'mix', self.mix, MIXES); _one_of('training', 'loss', self.loss, LOSSES); _one_of('training', 'optimizer', self.optimizer, OPTIMIZERS)
         _one_of('training', 'schedule', self.schedule, SCHEDULES); _one_of('training', 'normalisation', self.normalisation, NORMS)
-        _share('training', decay_from=self.decay_from, one_tile=self.one_tile, average=self.average, hard_weight=self.hard_weight, evaluate_from=self.evaluate_from)
+        _share('training', seen_until=self.seen_until, decay_from=self.decay_from, one_tile=self.one_tile, average=self.average, hard_weight=self.hard_weight, evaluate_from=self.evaluate_from)
         if self.average == 1: raise ValueError('training: average is 1: give a share below it, or the student stays as it was after one step')
         _above_zero('training', lr=self.lr, temperature=self.temperature, stretch=self.stretch, min_scale=1 if self.min_scale is None else self.min_scale)
         _share('training', weight_decay=self.weight_decay)
+        if not isinstance(self.seen_at, int) or self.seen_at < 0: raise ValueError(f'training: seen_at is {self.seen_at}: give a number of pixels, or 0 for the size of the set')
         if not (isinstance(self.randaugment, int) and isinstance(self.strength, int) and self.randaugment >= 0 and 0 <= self.strength <= 30): raise ValueError(f'training: randaugment is {self.randaugment}, strength {self.strength}: give whole numbers, the strength from 0 to 30')
 
 # %% ../nbs/40_recipes.ipynb #59b87c67

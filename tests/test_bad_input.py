@@ -104,7 +104,7 @@ def test_numbers_out_of_range(field, value, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-FIELDS = ['epochs', 'batch_size', 'lr', 'weight_decay', 'temperature', 'min_scale', 'mix', 'tiles', 'loss', 'bn_updates', 'stretch', 'one_tile', 'average', 'decay_from', 'randaugment', 'strength']
+FIELDS = ['epochs', 'batch_size', 'lr', 'weight_decay', 'temperature', 'min_scale', 'mix', 'tiles', 'loss', 'bn_updates', 'stretch', 'one_tile', 'average', 'decay_from', 'randaugment', 'strength', 'seen_at', 'seen_until']
 
 
 @pytest.mark.parametrize('field', FIELDS)

@@ -69,6 +69,28 @@ def test_train_takes_the_named_settings(tmp_path, capsys):
     assert json.loads((tmp_path / 'r.json').read_text())['training'] == 'plus, epochs 2'
 
 
+def test_large_images_are_seen_at_fewer_pixels(tmp_path, capsys):
+    "An observer that looks at 8 px chooses and labels images of 16 px; a student begins at 8 px; labels that were stored teach what live ones do."
+    here = lambda name: str(tmp_path / name)
+    def done(*argv): assert cli.main([*argv, '--quiet']) == 0, capsys.readouterr().err
+    done('observer', '--data', 'digits', '--arch', 'vgg8_modified', '--size', '16', '--seen-at', '8', '--epochs', '1', '--out', here('o.safetensors'), '--json', here('o.json'))
+    done('distill', '--data', 'digits', '--observer', here('o.safetensors'), '--ipc', '2', '--preselect', '20', '--out', here('set'))
+    how = ['--distilled', here('set'), '--training', 'plus', '--epochs', '4', '--batch-size', '8']
+    done('relabel', *how, '--observer', here('o.safetensors'), '--out', here('labels'))
+    small = ['--student', 'vgg8_modified', '--set', 'seen_at=8,seen_until=0.5', '--precision', 'float32', '--val', 'digits']
+    for kind, by in (('live', ['--observer', here('o.safetensors')]), ('stored', ['--labels', here('labels')])):
+        done('train', *how, *small, *by, '--out', here(f'{kind}.safetensors'), '--json', here(f'{kind}.json'))
+    told, live, stored = (read_json(tmp_path / f'{name}.json') for name in ('o', 'live', 'stored'))
+    assert (told['size'], told['seen_at']) == (16, 8) and live['training'] == 'plus, epochs 4, batch size 8, seen at 8, seen until 0.5'
+    nets = [models.load(tmp_path / f'{name}.safetensors') for name in ('o', 'live', 'stored')]
+    assert [(net.size, net.seen_at) for net in nets] == [(16, 8), (16, None), (16, None)] and live['top1'] == stored['top1']
+    assert all(torch.equal(a, b) for a, b in zip(*(net.body.state_dict().values() for net in nets[1:])))
+    assert cli.main(['info', here('o.safetensors')]) == 0 and '8' in capsys.readouterr().out
+    for value, why in (('8', "the student conv3 is built for images of 16 px alone"), ('16', 'give fewer'), ('-1', 'seen_at is -1'), ('8.5', 'seen_at is 8.5')):
+        assert cli.main(['train', *how, '--observer', here('o.safetensors'), '--val', 'digits', '--student', 'conv3', '--set', f'seen_at={value}', '--out', here('no.safetensors'), '--quiet']) == 2
+        assert why in capsys.readouterr().err and not (tmp_path / 'no.safetensors').exists()
+
+
 def test_held_out_images_are_neither_seen_nor_cited(tmp_path, cifar10_root):
     data = f'held-out-20:{cifar10_root}'
     fit, held = datasets.load(data), datasets.load(data, 'val')

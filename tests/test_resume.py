@@ -49,7 +49,7 @@ def a_student(made, arch='conv3', keep=None, stop=None, seed=3, **change):
     return bits(net), history
 
 
-@pytest.mark.parametrize('change', [{}, {'optimizer': 'muon', 'randaugment': 1}, {'optimizer': 'sgd', 'lr': 0.05, 'average': 0.9}])
+@pytest.mark.parametrize('change', [{}, {'optimizer': 'muon', 'randaugment': 1}, {'optimizer': 'sgd', 'lr': 0.05, 'average': 0.9}, {'arch': 'vgg8_modified', 'seen_at': 8, 'average': 0.9}])
 def test_a_student_goes_on_where_it_was_killed(made, change, every_epoch, tmp_path):
     whole, history = a_student(made, **change)
     keep = tmp_path / 'x.safetensors'
