@@ -7,12 +7,12 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'SMALL', 'SCAN', 'phot
            'CropFiles', 'published_scores', 'ViewFiles', 'published_epoch', 'WholeFiles', 'published_steps',
            'published_accuracy', 'scaled_observer', 'the_eyes', 'published_scoring', 'published_training',
            'training_set', 'some_images', 'published_observer', 'published_evaluation', 'subset_of_classes',
-           'FirstClasses', 'our_scoring', 'our_training', 'our_observer', 'our_evaluation', 'our_distilling',
-           'recipe_of', 'forward_alone', 'decoding_alone', 'flops', 'matrix_rate', 'serve', 'Side', 'in_turn', 'job_of',
-           'floors', 'command_time', 'reset_peak', 'grow', 'rank_side', 'with_ranks', 'imagenet_shaped', 'Busy',
-           'scoring_at_scale', 'training_at_scale', 'update_time', 'recorded_training', 'gpu', 'header_of', 'padded',
-           'write_shards', 'some_pictures', 'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'growth',
-           'spoken']
+           'FirstClasses', 'our_scoring', 'our_training', 'our_small_views', 'our_small_views_and_labels',
+           'our_observer', 'our_evaluation', 'our_distilling', 'recipe_of', 'forward_alone', 'decoding_alone', 'flops',
+           'matrix_rate', 'serve', 'Side', 'in_turn', 'is_large', 'job_of', 'floors', 'command_time', 'reset_peak',
+           'grow', 'rank_side', 'with_ranks', 'imagenet_shaped', 'Busy', 'scoring_at_scale', 'training_at_scale',
+           'update_time', 'recorded_training', 'gpu', 'header_of', 'padded', 'write_shards', 'some_pictures',
+           'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'growth', 'spoken']
 
 # %% ../nbs/45_bench.ipynb #1ba323d7
 import json
@@ -167,9 +167,9 @@ def published_accuracy(net, loader):
     return 100 * statistics.fmean((net(x).argmax(1) == y).float().mean().item() for x, y in loader)
 
 # %% ../nbs/45_bench.ipynb #7380f17e
-def scaled_observer(arch, images, size, factor=1, spread=4.0):
+def scaled_observer(arch, images, size, factor=1, spread=4.0, seen_at=None):
     "An observer with random weights whose last layer is scaled until its answers to patches differ as much as a trained network's: enough for timing."
-    net = models.build(arch, len(images.classes), size, images.classes, images.wnids).eval()
+    net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seen_at=seen_at).eval()
     few = [i for c in range(len(images.classes)) for i in images.of_class(c)[:40].tolist()][:80]
     x = place(images.batch(few, size // factor), size, 'mean', net.mean.flatten())
     with torch.no_grad():
@@ -179,7 +179,7 @@ def scaled_observer(arch, images, size, factor=1, spread=4.0):
     return get_observer(net, images)
 
 def the_eyes(job, images):
-    return get_observer(job['observer'], images, size=job['size']) if job.get('observer') else scaled_observer(job['arch'], images, job['size'], job['factor'])
+    return get_observer(job['observer'], images, size=job['size']) if job.get('observer') else scaled_observer(job['arch'], images, job['size'], job['factor'], seen_at=job.get('observer_sees'))
 
 def published_scoring(job):
     images = datasets.load(job['data'], 'train')
@@ -247,13 +247,17 @@ def our_scoring(job):
 def our_training(job):
     made, eyes, training = training_set(job)
     device, precision = job['device'], models.pick_precision(job['precision'], job['device'])
-    net = models.build(job['student'], len(made.classes), made.size).to(device).train()
+    net = models.build(job['student'], len(made.classes), made.size, seen_at=job.get('student_sees')).to(device).train()
     x, y, optimizer, history = made.x.to(device), made.y.to(device), student.make_optimizer(net, training), student.History()
     labels, epochs = LiveLabels(eyes.in_bfloat16() if precision == 'bfloat16' else eyes), iter(range(10 ** 6))
     def epoch():
         student.train_epoch(net, x, y, made.factor, labels, training, optimizer, next(epochs), 0, history, precision)
-        return {'precision': precision}
+        return {'precision': precision, 'student': models.told_size(net), 'observer': models.told_size(eyes.nets[0])}
     return epoch
+
+def our_small_views(job): return our_training({**job, 'student_sees': job['seen_at']})
+
+def our_small_views_and_labels(job): return our_small_views({**job, 'observer_sees': job['seen_at']})
 
 def our_observer(job):
     images = some_images(job).in_memory(job['size'], 2)
@@ -322,7 +326,7 @@ def matrix_rate(precision, device='cpu', side=2048, repeats=5):
 # %% ../nbs/45_bench.ipynb #7e095986
 SIDES = {'published scoring': published_scoring, 'our scoring': our_scoring, 'published training': published_training, 'our training': our_training,
          'published observer': published_observer, 'our observer': our_observer, 'published evaluation': published_evaluation, 'our evaluation': our_evaluation,
-         'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
+         'our small views': our_small_views, 'our small views and labels': our_small_views_and_labels, 'our distilling': our_distilling, 'forward alone': forward_alone, 'decoding alone': decoding_alone}
 
 def serve(side, job, turns=sys.stdin, out=sys.stdout):
     "Set a side up, then run it once for every line that comes in."
@@ -383,18 +387,21 @@ STAGES = {
     'score-large': (LARGE, ('published scoring', 'our scoring', 'forward alone', 'decoding alone')),
     'train-ipc10': (dict(CIFAR, repeats=5), ('published training', 'our training')),
     'train-ipc50': (dict(CIFAR, ipc=50), ('published training', 'our training')),
+    'train-small-views': (dict(LARGE, factor=1, ipc=10, seen_at=128), ('our training', 'our small views', 'our small views and labels')),
     'observer': (dict(CIFAR, images=500), ('published observer', 'our observer')),
     'evaluate': (dict(CIFAR, images=300), ('published evaluation', 'our evaluation')),
     'distill': (dict(CIFAR, classes=10), ('our distilling', 'forward alone'))}
+
+def is_large(stage): return STAGES[stage][0]['size'] > 100
 
 def job_of(stage, data=None, weights=None, folder=None, workers=None, **changes):
     "The job and the sides of a stage; images are made where no data are given, and then the observer has random weights."
     if stage not in STAGES: raise ValueError(f'stage {stage!r}: choose from {", ".join(STAGES)}, growth, ranks, gpu, scan')
     job, sides = STAGES[stage]
     job = dict(job, **changes)
-    if stage == 'score-large' or not data:
-        weights, classes = None, {'score-large': job['classes']}.get(stage, 10)
-        small = stage != 'score-large'
+    if is_large(stage) or not data:
+        small = not is_large(stage)
+        weights, classes = None, 10 if small else job['classes']
         data = make_folder(Path(folder, 'small' if small else 'large'), classes, job['images'], *((32, 32) if small else (500, 400)), None if small else 110) \
             if not Path(folder, 'small' if small else 'large').exists() else Path(folder, 'small' if small else 'large')
     training = stage.startswith('train')
@@ -647,7 +654,7 @@ def scan(folder, data=None, entries=1_000_000, preselect=300, each=10_000, disti
 def run(
     stages=(*STAGES, 'growth', 'ranks'),
     out='out/bench',       # folder: bench-STAGE.json
-    data=None,             # DATA of 32-pixel images for all stages but score-large; made of photographs where None
+    data=None,             # DATA of 32-pixel images, for the stages that take them; made of photographs where None
     weights=None,          # an observer's file for them; random weights where None
     turns=5,
     log=print,
@@ -679,7 +686,7 @@ def one_stage(stage, data, weights, folder, turns, log, changes):
 
 def described(job, data, stage):
     "What a result says of its job, images and observer."
-    return {'job': {k: v for k, v in job.items() if k not in ('data', 'observer')}, 'data': 'real' if data and stage != 'score-large' else 'photographs',
+    return {'job': {k: v for k, v in job.items() if k not in ('data', 'observer')}, 'data': 'real' if data and not is_large(stage) else 'photographs',
             'observer': Path(job['observer']).name if job['observer'] else 'random weights'}
 
 def by_ranks(data, weights, folder, turns, log, changes, counts=(1, 2, 4)):

@@ -704,7 +704,7 @@ SET = dict(type=several(setting), metavar='K=V,…', help='other values of the t
 NOTE = dict(help='what a reader of the report should know of these data')
 PRECISION = dict(default='auto', choices=('auto', 'float32', 'bfloat16'), help='of the arithmetic; auto takes bfloat16 where it is faster')
 TRAININGS = ('paper', 'plus', 'long', 'steady')     # recipes', without its imports
-BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan', 'faults')     # bench's, without its imports
+BENCHES = ('score-small', 'score-large', 'train-ipc10', 'train-ipc50', 'train-small-views', 'observer', 'evaluate', 'distill', 'growth', 'ranks', 'gpu', 'scan', 'faults')     # bench's, without its imports
 COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
