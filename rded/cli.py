@@ -709,7 +709,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
     'observer': (observer, 'train a network from scratch on labelled images', {
         '--data': dict(required=True, help=DATA), '--arch': dict(required=True, help='network name, as conv3 or resnet18_modified'),
         '--size': dict(type=PIXELS, help="pixels (default: the network's usual size)"),
-        '--seen-at': dict(type=PIXELS, metavar='S', help='pixels at which the network sees images of --size, here and later: an observer of 224 px sets that looks at 128 px learns in a third of the time'),
+        '--seen-at': dict(type=PIXELS, metavar='S', help='pixels at which the network sees images of --size, here and later: an observer of 224 px sets that looks at 128 px learns with a third of the arithmetic'),
         '--epochs': dict(type=whole(1), help="default: the recipe's number"),
         '--stop': dict(type=whole(1), metavar='N', help='end after N of the epochs: an early checkpoint, which teaches small sets better'),
         '--dataset': dict(help="citable name whose training values to take, as 'CIFAR-10', where the data's own name does not tell"),
