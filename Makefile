@@ -54,7 +54,8 @@ runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors:
 	$(cifar_resnet18) --epochs 10 --optimizer muon --label-smoothing 0
 runs/bars/observers/imagenette-resnet18-33epochs.safetensors: runs/bars/observers/imagenette-resnet18-%epochs.safetensors:
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --epochs $* --out $@ --workers 4 --quiet
-runs/bars/observers/imagenette-resnet18-at128-40epochs-muon.safetensors:
+imagenette_at128 := runs/bars/observers/imagenette-resnet18-at128-40epochs-muon.safetensors
+$(imagenette_at128):
 	$(RDED) observer --data $(DATA)/imagenette2-160 --dataset ImageNette --arch resnet18 --size 224 --seen-at 128 --epochs 40 --optimizer muon --label-smoothing 0 --set batch_size=128 --out $@ --workers 4 --quiet
 
 method = $(if $(filter rded,$(METHOD)),$(or $(1),rded),$(METHOD))
@@ -75,7 +76,7 @@ $(call cell,imagenette-resnet18-ipc50-plus,imagenette2-160,$(call resnet18,image
 in_hundreds = --set batch_size=100,lr=0.008,min_scale=0.25,randaugment=1
 $(call cell,cifar10-resnet18-ipc50-steady,cifar10,$(EYES)/cifar10-conv3.safetensors,runs/bars/observers/cifar10-resnet18-10epochs-muon.safetensors,--epochs 1150 $(in_hundreds),-epochs-1150-batch-size-100-lr-0.008-min-scale-0.25-randaugment-1,top-of-clusters)
 small_to_begin_with = $(in_hundreds),seen_at=128,seen_until=0.9
-$(call cell,imagenette-resnet18-ipc50-steady,imagenette2-160,runs/bars/observers/imagenette-resnet18-at128-40epochs-muon.safetensors,runs/bars/observers/imagenette-resnet18-at128-40epochs-muon.safetensors,--epochs 1150 $(small_to_begin_with),-epochs-1150-batch-size-100-lr-0.008-min-scale-0.25-randaugment-1-seen-at-128-seen-until-0.9,top-of-clusters)
+$(call cell,imagenette-resnet18-ipc50-steady,imagenette2-160,$(imagenette_at128),$(imagenette_at128),--epochs 1150 $(small_to_begin_with),-epochs-1150-batch-size-100-lr-0.008-min-scale-0.25-randaugment-1-seen-at-128-seen-until-0.9,top-of-clusters)
 $(call cell,imagenette-resnet18-ipc10-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33))
 $(call cell,imagenette-resnet18-ipc1-plus,imagenette2-160,$(call resnet18,imagenette-resnet18-33),$(call resnet18,imagenette-resnet18-33))
 $(call cell,cifar10-resnet18-ipc1-plus,cifar10,$(EYES)/cifar10-conv3.safetensors,$(EYES)/conv3-epochs2-seed0.safetensors)
