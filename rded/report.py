@@ -60,7 +60,7 @@ def read_benches(folder):
 ALLOCATORS = ('as it stands', 'allocator tuned')
 GROWN = {'stage': 'text', 'ranks?': 'list', 'ranks.*': 'object', 'ranks.*.ranks': 'whole', 'ranks.*.threads': 'whole', 'ranks.*.median': 'amount', 'ranks.*.seconds': 'list', 'ranks.*.processor_seconds': 'list', 'ranks.*.processor_seconds.*': 'amount', 'ranks.*.peak_memory_mb': 'list', 'ranks.*.peak_memory_mb.*': 'amount',
          'scan?': 'list', 'scan.*': 'object', 'scan.*.way': 'text', **{f'scan.*.{k}': 'positive' for k in ('images', 'shards', 'kept', 'classes')}, **{f'scan.*.{k}': 'amount' for k in ('seconds', 'cpu_seconds', 'before_mb', 'peak_memory_mb')},
-         'growth?': 'object', 'growth.*': 'list', 'growth.*.*': 'object', 'growth.*.*.seconds': 'amount', 'growth.*.*.peak_memory_mb': 'amount'}
+         'growth?': 'object', 'growth.*': 'list', 'growth.*.*': 'object', 'growth.*.*.seconds': 'amount', 'growth.*.*.peak_memory_mb': 'amount?'}
 SIDES = {'data': 'text', 'observer': 'text', **{field: kind for a in ALLOCATORS for field, kind in {a: 'object', f'{a}.*': 'object', f'{a}.ratios': 'object', f'{a}.ratios.*': 'amount'}.items()}}
 
 def _check_bench(found, file):
@@ -143,6 +143,7 @@ class Cell:
         "The published number of this recipe on this data set: for `rded` under the published training with an observer's labels alone."
         r = RECIPES.get(self.recipe)
         if self.results[0]['observer'] is None or (self.method, self.training) != ('rded', 'paper'): return None
+        if (self.results[0].get('scored_by') or {}).get('sha256') not in (None, self.observer['sha256']): return None
         if r is None: return self._elsewhere()
         ours = (self.dataset, self.ipc) == (r.dataset, r.ipc)
         return published(dataset=r.dataset, ipc=r.ipc, observer=citable(self.observer.get('arch') or r.observer), student=citable(self.student)) if ours else None
@@ -159,7 +160,7 @@ class Cell:
         networks = dict(observer=citable(self.observer.get('arch') or ''), student=citable(self.student))
         return next((p for t in OTHER_TABLES if (p := published(t, self.dataset, self.ipc, **networks))), None)
 
-def _key(r): return tuple(r[k] for k in SAME) + ((r['observer'] or {}).get('name'), (r['observer'] or {}).get('sha256'))
+def _key(r): return tuple(r[k] for k in SAME) + ((r['observer'] or {}).get('name'), (r['observer'] or {}).get('sha256'), (r.get('scored_by') or {}).get('sha256'))
 
 def _order(cell):
     method = METHODS.index(cell.method) if cell.method in METHODS else len(METHODS)
@@ -180,7 +181,7 @@ def cells(results):
 
 def baseline(cell, among, method='random-images'):
     "The cell that differs in nothing but the method, or None."
-    same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))
+    same = lambda c: tuple(v for k, v in zip(SAME + ('o', 's'), _key(c.results[0])) if k not in ('method',))     # who chose may differ: nobody chose random images
     return next((c for c in among if c.method == method != cell.method and same(c) == same(cell)), None)
 
 # %% ../nbs/42_report.ipynb #e6f12f7d
@@ -316,7 +317,6 @@ def _side_by_side(ax, series, title):
     ax.set_title(textwrap.fill(printable(title), 48).replace('$', r'\$'), fontsize=10)     # no mathematics in names
     ax.set_xticks(list(place.values()), list(place))
     ax.grid(axis='y', alpha=.3)
-    ax.legend(frameon=False, fontsize=8)
 
 def _limits(values):
     "An axis around the values, at least 20 points high, within 0 to 100."
@@ -325,8 +325,16 @@ def _limits(values):
     aside = max(4, (20 - (high - low)) / 2)
     return max(0, low - aside), min(100, high + aside)
 
+def _legend_below(fig, axes):
+    "Every label of the panels once, below them."
+    labelled = sorted((ax.get_legend_handles_labels() for ax in axes), key=lambda found: -len(found[1]))
+    told = {}
+    for handles, labels in labelled:
+        for handle, label in zip(handles, labels): told.setdefault(label, handle)
+    fig.legend(told.values(), told, loc='outside lower center', ncols=min(len(told), 3), fontsize=9, frameon=False)
+
 def _in_panels(drawers):
-    "A Figure of panels, three a row (four: two), on one scale; each drawer is given its axes."
+    "A Figure of panels, three a row (four: two), on one scale, with one legend; each drawer is given its axes."
     from matplotlib import style
     from matplotlib.figure import Figure
     columns = 2 if len(drawers) == 4 else min(3, len(drawers))
@@ -335,6 +343,7 @@ def _in_panels(drawers):
         fig = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=100, layout='constrained')
         axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
         for drawer, ax in zip(drawers, axes): drawer(ax)
+        _legend_below(fig, axes)
     limits = [ax.get_ylim() for ax in axes[:len(drawers)]]
     for k, ax in enumerate(axes): ax.set(ylim=(min(l for l, _ in limits), max(h for _, h in limits))) if k < len(drawers) else ax.axis('off')
     return fig
@@ -448,12 +457,17 @@ def choice_gaps(table):
     return {panel: of for panel, of in gaps.items() if len({kind for _, _, kind in of}) > 1}
 
 # %% ../nbs/42_report.ipynb #e0f9b0e8
+def _kinds(gaps):
+    "The kinds of labels that were compared, from the least told to the most."
+    met = {kind for of in gaps.values() for _, _, kind in of}
+    return [kind for kind in LABELLED.values() if kind in met]
+
 def choice_rows(gaps):
     "A row a panel, images a class and random method; a column a kind of labels."
     rows = []
     for (dataset, student, training, side), of in gaps.items():
         for ipc, random in sorted({key[:2] for key in of}, key=lambda key: (key[0], METHODS.index(key[1]))):
-            found = {kind: of.get((ipc, random, kind)) for kind in LABELLED.values()}
+            found = {kind: of.get((ipc, random, kind)) for kind in _kinds(gaps)}
             seeds = sorted({gap[2] for gap in found.values() if gap})
             rows.append({'data set': dataset, 'student': student, 'training': training, 'patches': f'{side}×{side}', 'IPC': ipc, 'RDED minus': random,
                          **{kind: gap and gap[:2] for kind, gap in found.items()}, 'seeds': ' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))})
@@ -463,7 +477,7 @@ def draw_choice(gaps):
     "The differences with their intervals, a row a panel, a column a number of images a class: a matplotlib Figure."
     from matplotlib import style
     from matplotlib.figure import Figure
-    ipcs, kinds = sorted({ipc for of in gaps.values() for ipc, _, _ in of}), list(LABELLED.values())
+    ipcs, kinds = sorted({ipc for of in gaps.values() for ipc, _, _ in of}), _kinds(gaps)
     with style.context('default'):
         fig = Figure(figsize=(3.1 * len(ipcs) + 0.8, 2.2 * len(gaps) + 0.7), dpi=80, layout='constrained')
         grid = fig.subplots(len(gaps), len(ipcs), squeeze=False, sharex=True, sharey=True)
@@ -472,8 +486,7 @@ def draw_choice(gaps):
             for ax, ipc in zip(axes, ipcs): _choice_panel(ax, {key[1:]: gap for key, gap in of.items() if key[0] == ipc}, kinds)
         for ax, ipc in zip(grid[0], ipcs): ax.set_title(f'{ipc} image{"s" * (ipc > 1)} a class', fontsize=10)
         for ax in grid[-1]: ax.set_xticks(range(len(kinds)), [kind.replace(' ', '\n', 1) for kind in kinds], fontsize=8)
-        told = {text: line for ax in grid.ravel()[::-1] for line, text in zip(*ax.get_legend_handles_labels())}
-        fig.legend([told[text] for text in sorted(told)], sorted(told), loc='outside lower center', ncols=len(told), fontsize=9, frameon=False)
+        _legend_below(fig, grid.ravel())
     return fig
 
 def _choice_panel(ax, gaps, kinds):
