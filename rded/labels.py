@@ -135,6 +135,7 @@ class FixedLabels:
         "Take note of what decides the views; ValueError for another set."
         check_set(self.digest, distilled, 'fixed labels')
         check_loss(training, training.mix != 'none', 'fixed labels')
+        if training.batch_statistics: raise ValueError('fixed labels are of one image each, and know no statistics of a batch: train without batch_statistics')
         self.size, self.temperature = distilled.x.shape[-1], training.temperature
         self._draw = lambda epoch: draw_epoch(len(distilled), self.size, distilled.factor, training, seed, epoch)
 
@@ -329,8 +330,9 @@ def plan(
     if epochs < 1 or (part or 1) < 1: raise ValueError(f'epochs {epochs}, part {part}: give 1 or more')
     encode(torch.zeros(1, classes), keep, 1)
     will = layout(len(distilled), distilled.size, distilled.factor, classes, drawn, epochs, seed, keep, part)
+    order = getattr(observer, 'order', None)
     about = {'format': FORMAT, 'view_format': VIEWS, 'digest': distilled.digest, 'images': len(distilled), 'size': distilled.size, 'factor': distilled.factor, 'classes': classes,
-             'observer': described(observer), 'training': drawn, **({'batch_statistics': True} if training.batch_statistics else {}), 'temperature': training.temperature if keep.kind == 'top' else None, 'seed': seed, 'epochs': epochs, 'keep': str(keep),
+             'observer': described(observer), **({'order': order} if order else {}), 'training': drawn, **({'batch_statistics': True} if training.batch_statistics else {}), 'temperature': training.temperature if keep.kind == 'top' else None, 'seed': seed, 'epochs': epochs, 'keep': str(keep),
              'batches': {'epoch': will['epoch'], 'recorded': len(will['numbers'])}, 'versions': versions(),
              'environment': {'device': device or getattr(observer, 'device', 'cpu'), 'precision': getattr(observer, 'precision', 'float32')}}
     parts = [{'file': f'part-{k:05d}.safetensors', **p, 'size': None, 'sha256': None} for k, p in enumerate(will['parts'])]
@@ -548,8 +550,8 @@ def check(self, distilled, training, seed):
     "ValueError that names the remedy unless these labels belong to this set, this training and this seed."
     check_set(self.meta['digest'], distilled, self.path)
     without = {'one_tile': 0.0, 'randaugment': 0, 'strength': None}
-    recorded = {**without, **self.meta['training'], 'temperature': self.meta['temperature']}
-    for key, value in {**without, **drawn_by(training, distilled.factor), 'temperature': training.temperature}.items():
+    recorded = {**without, **self.meta['training'], 'temperature': self.meta['temperature'], 'batch_statistics': self.meta.get('batch_statistics', False)}
+    for key, value in {**without, **drawn_by(training, distilled.factor), 'temperature': training.temperature, 'batch_statistics': training.batch_statistics}.items():
         its = recorded[key]
         if its not in (value, None): self._refuse(f'recorded with {words(key)} {its}, the training has {value}', f'train with {its}, or record labels for {value}')
     check_loss(training, self.keep.kind == 'top', self.path)
@@ -593,7 +595,7 @@ def _check_part(self, k, file):
     below = {'index': meta['images'], 'order': meta['factor'] ** 2, 'class': meta['classes'], 'partner': meta['training']['batch_size'] + 1}    # a last image joins the batch before it
     for name, (kind, numbers, per) in own.items():
         tensor = file.get_tensor(name) if name in file.keys() else torch.empty(0)
-        shape = (rows[per],) if numbers == 1 and per != 'label' else (rows[per], numbers)
+        shape = (rows[per],) if numbers == 1 and per != 'label' and name != 'altered' else (rows[per], numbers)
         if tensor.dtype != kind or tensor.shape != shape or name in below and int(tensor.long().max()) >= below[name] or name == 'images' and int(tensor.sum()) != part['images']:
             raise ValueError(f'{self.path / part["file"]}: its {name} are not what labels.json announces: run {AGAIN}makes only this part')
 

@@ -73,7 +73,7 @@ def digits(factor, request):
 
 
 SETS = {'digits': partial(digits, 1), 'mosaics of digits': partial(digits, 2), 'CIFAR-10': cifar10}
-CHANGES = {'paper': {}, 'mixup': dict(mix='mixup', mix_alpha=0.8, temperature=4.0), 'plain': dict(mix='none', flip=False), 'all tiles': dict(tiles='all', min_scale=0.3), 'randaugment': dict(randaugment=2, strength=12)}
+CHANGES = {'paper': {}, 'mixup': dict(mix='mixup', mix_alpha=0.8, temperature=4.0), 'plain': dict(mix='none', flip=False), 'all tiles': dict(tiles='all', min_scale=0.3), 'randaugment': dict(randaugment=2, strength=12), 'one operation': dict(randaugment=1)}
 
 
 @pytest.fixture(params=SETS)
@@ -180,6 +180,16 @@ def test_fixed_labels_are_of_the_whole_image():
     for indices, views, logits in fixed.epoch(3):
         whole = observer.logits(small.x[indices])
         assert torch.allclose(logits.softmax(1), whole.softmax(1), atol=1e-2)
+
+
+def test_labels_of_one_kind_of_batchnorm_train_no_other(tmp_path):
+    images, small = plain_digits()
+    eyes, training = get_observer(models.build('conv3', 10, 16, images.classes, seed=0), images), replace(recipes.paper_training('conv3', 3, 10), epochs=1)
+    by_batch = replace(training, batch_statistics=True)
+    stored = relabel(small, eyes, training, 1, out=tmp_path / 'labels')
+    with pytest.raises(ValueError, match='recorded with batch statistics False, the training has True'): stored.check(small, by_batch, 0)
+    with pytest.raises(ValueError, match='fixed labels'): FixedLabels(small, eyes).check(small, by_batch, 0)
+    stored.check(small, training, 0)
 
 
 # killed at any moment
