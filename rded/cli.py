@@ -373,6 +373,13 @@ def _changed(args, training, made):
     training = _cropped(training, made, args.min_scale)
     return changed(training, epochs=args.epochs, batch_size=args.batch_size, **fitting(training, args.set or ()))
 
+def _unmirrored(training, data):
+    "The training for data of this name, and a note where it does not mirror them."
+    from rded.recipes import unmirrored
+    fitting = unmirrored(training, data)
+    if fitting != training: print(f'rded: note: images of {data} are not mirrored (--set flip=true)', file=sys.stderr)
+    return fitting
+
 def _one_protocol(args):
     "ValueError where --recipe and --training both say how to train."
     if args.recipe and args.training: raise ValueError(f'--training {args.training}: --recipe {args.recipe} says the training, give one of them (RECIPE-plus, RECIPE-long and RECIPE-steady are recipes, too)')
@@ -385,7 +392,7 @@ def _views_of(args, made, observer):
     training = TRAININGS[args.training or 'paper'](args.student or observer.nets[0].arch, made.ipc or max(1, len(made) // len(made.classes)), len(made.classes), dataset_of(source), len(made), observer.arch)
     for note in training.notes:
         if 'batch' in note and not args.batch_size: print(f'rded: note: {note}', file=sys.stderr)
-    return _changed(args, training, made)
+    return _changed(args, _unmirrored(training, source), made)
 
 def relabel(args, progress):
     from types import SimpleNamespace
@@ -438,7 +445,7 @@ def _training(args, made, val, arch, recipe=None):
     ipc, classes = made.ipc or max(1, len(made) // len(made.classes)), len(made.classes)
     training = TRAININGS[args.training or 'paper'](args.student, ipc, classes, dataset_of(val.name), len(made), arch)
     for note in training.notes: print(f'rded: note: {note}', file=sys.stderr)
-    return _changed(args, training, made)
+    return _changed(args, _unmirrored(training, val.name), made)
 
 def _protocol(args):
     "The recipe that --recipe names, or None; it says the student and the size where nobody else does."
@@ -540,6 +547,8 @@ def reproduce(args, progress):
     if args.dry_run: return _plan(args, tables, root, only, settings)
     devices = args.devices or tables.devices_here(args.device)
     if set(devices) != {'cpu'} and not _cuda(): raise ValueError(f'--devices {",".join(devices)}: no CUDA device here: leave it out, or use --devices cpu')
+    beyond = [d for d in devices if d != 'cpu' and int(d) >= _cuda()]
+    if beyond: raise ValueError(f'--devices {",".join(devices)}: there is no GPU {beyond[0]}, they are numbered 0 to {_cuda() - 1} here')
     result = tables.reproduce(args.table, root, args.out, only, args.seeds, args.methods, settings, args.tiny, args.download, args.observers, devices, args.minutes, say)
     print(Path(result['page']).read_text(encoding='utf-8'))
     for f in result['failed']: print(f"rded: {f['cell']} failed: {f['error']}" + (f" (executed so far: {f['notebook']})" if f['notebook'] else ''), file=sys.stderr)
@@ -549,8 +558,9 @@ def reproduce(args, progress):
     return result
 
 def _cuda():
+    "How many GPUs there are."
     import torch
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 def _silence(text): pass
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TILES', 'LOSSES', 'OPTIMIZERS', 'SCHEDULES', 'NORMS', 'MIXES', 'LABELS', 'RATES', 'BATCHES', 'KINDS', 'PLUS', 'LONG',
-           'STEADY', 'ROWS', 'TRAININGS', 'SMALL', 'LARGE', 'OBSERVERS', 'MUON', 'WITHOUT_NORM', 'RECOVERIES',
-           'PUBLISHED_COSTS', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES', 'Training',
-           'plain_name', 'learning_rate', 'batch_size', 'paper_training', 'changed', 'fitting', 'cell_name', 'stated',
-           'Plus', 'row_of', 'plus_training', 'ObserverTraining', 'observer_training', 'Recovery', 'recovery_of',
-           'Published', 'published_rows', 'published', 'PublishedCost', 'Recipe', 'citable', 'Data', 'paper_factor',
-           'dataset_of', 'form_of', 'cell', 'tiny', 'plus', 'get']
+           'STEADY', 'ROWS', 'TRAININGS', 'SMALL', 'LARGE', 'OBSERVERS', 'MUON', 'WITHOUT_NORM', 'UNMIRRORED',
+           'RECOVERIES', 'PUBLISHED_COSTS', 'CITABLE', 'FASTAI', 'DATASETS', 'TINY_SIZES', 'MAIN', 'DIGITS', 'RECIPES',
+           'Training', 'plain_name', 'learning_rate', 'batch_size', 'paper_training', 'changed', 'fitting', 'cell_name',
+           'stated', 'Plus', 'row_of', 'plus_training', 'ObserverTraining', 'observer_training', 'unmirrored',
+           'Recovery', 'recovery_of', 'Published', 'published_rows', 'published', 'PublishedCost', 'Recipe', 'citable',
+           'Data', 'paper_factor', 'dataset_of', 'form_of', 'cell', 'tiny', 'plus', 'get']
 
 # %% ../nbs/40_recipes.ipynb #937b0d85
 import csv, difflib, re
@@ -260,7 +260,13 @@ WITHOUT_NORM = {'vgg11': 0.01, 'alexnet': 0.01}     # torchvision's reference ra
 def observer_training(arch, dataset=None, size=32):
     "How to train this observer: the data set's values where it has them, else by image size (128 px and more are large); networks without normalisation at a tenth of the rate."
     usual = OBSERVERS.get((dataset, plain_name(arch))) or OBSERVERS.get((dataset, None)) or (LARGE if size >= 128 else SMALL)
-    return replace(usual, lr=WITHOUT_NORM.get(plain_name(arch), usual.lr))
+    return unmirrored(replace(usual, lr=WITHOUT_NORM.get(plain_name(arch), usual.lr)), dataset or '')
+
+UNMIRRORED = 'digits', 'MNIST', 'KMNIST', 'USPS', 'SVHN', 'GTSRB'     # a mirrored digit, letter or sign is none, or another
+
+def unmirrored(training, data):
+    "The training of an observer or a student, without mirroring where data of this name, as 'torchvision:MNIST', are digits, letters or signs."
+    return replace(training, flip=False) if data.split(':')[-1] in UNMIRRORED else training
 
 # %% ../nbs/40_recipes.ipynb #cdb02d63
 @dataclass(frozen=True)

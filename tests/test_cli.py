@@ -166,9 +166,9 @@ def test_changed_settings_have_results_of_their_own(made, tmp_path, capsys):
                      'cifar10-conv3-ipc1-tiny-temperature-4-min-scale-0.25-hard-rded-seed0.json': 'paper-tiny, temperature 4, min scale 0.25-hard',
                      'cifar10-conv3-ipc1-tiny-epochs-1-optimizer-muon-rded-seed0.json': 'paper-tiny, epochs 1, optimizer muon'}
     assert len(list((tmp_path / 'out/sets').iterdir())) == 1        # one set, trained on in three ways
-    train = ['train', '--distilled', str(made / 'set'), '--student', 'conv3', '--val', 'digits', '--epochs', '1', '--hard', '--set', 'average=0.5,flip=false']
+    train = ['train', '--distilled', str(made / 'set'), '--student', 'conv3', '--val', 'digits', '--epochs', '1', '--hard', '--set', 'average=0.5,flip=true']
     assert main([*train, '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 's.json')]) == 0
-    assert json.loads((tmp_path / 's.json').read_text())['training'] == 'paper, epochs 1, flip False, average 0.5-hard'
+    assert json.loads((tmp_path / 's.json').read_text())['training'] == 'paper, epochs 1, flip True, average 0.5-hard'
 
 
 def test_evaluate_finds_the_classes_by_name(made, tmp_path, capsys):

@@ -15,6 +15,13 @@ def rows(table):
     with CSV.open(encoding='utf-8') as f: return [r for r in csv.DictReader(f) if r['table'] == table]
 
 
+def test_digits_letters_and_signs_are_not_mirrored():
+    training = paper_training('conv3', 1, 10)
+    mirrored = {name: recipes.unmirrored(training, name).flip for name in ('digits', 'torchvision:MNIST', 'held-out-20:digits', 'torchvision:CIFAR10', 'a/folder/SVHN')}
+    assert mirrored == {'digits': False, 'torchvision:MNIST': False, 'held-out-20:digits': False, 'torchvision:CIFAR10': True, 'a/folder/SVHN': True}
+    assert [recipes.observer_training('conv3', name).flip for name in ('digits', 'torchvision:GTSRB', 'CIFAR-10', None)] == [False, False, True, True]
+
+
 def test_one_recipe_for_each_cell_of_the_main_table():
     theirs = {(r['dataset'], r['ipc'], r['observer'], r['student']): (float(r['top1']), float(r['std']), r['source'])
               for r in rows('main_table2') if r['method'] == 'RDED'}
