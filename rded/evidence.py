@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .images import crop_resize, to_tensor
-from .models import last_linear
+from .models import last_linear, reckoning
 from .mosaic import cell_size
 from .patches import place
 
@@ -66,7 +66,7 @@ def look(
         for start in (progress or (lambda it, *_: it))(starts, 'looking again', len(starts)):
             part = slice(start, start + CHUNK)
             x = torch.stack(list((pool.map if workers else map)(cut, index[part].tolist(), box[part].tolist()))).to(device)
-            rows.append([answer.cpu() for answer in _both(observer, place(x, size, canvas, observer.mean))])
+            with reckoning(str(device), getattr(observer, 'precision', 'float32')): rows.append([answer.cpu() for answer in _both(observer, place(x, size, canvas, observer.mean))])
     found = Evidence(*map(torch.cat, zip(*rows)))
     if not found.logits.isfinite().all(): raise ValueError(f'observer {observer.name} answers with numbers that are not finite: it diverged, or its file is damaged: use another')
     return found

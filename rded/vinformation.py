@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .models import reckoning
 from .mosaic import untile
 from .patches import place
 
@@ -36,7 +37,7 @@ def features(
 ):
     "The judge's features [n,d], of unit length, float64 on the CPU; of several networks side by side."
     device = judge.nets[0].mean.device
-    rows = [torch.cat([F.normalize(net.features(part.to(device)).double(), dim=1) for net in judge.nets], 1).cpu() for part in x.split(batch)]
+    with reckoning(device.type, 'float32'): rows = [torch.cat([F.normalize(net.features(part.to(device)).double(), dim=1) for net in judge.nets], 1).cpu() for part in x.split(batch)]
     return torch.cat(rows) / len(judge.nets) ** 0.5
 
 @dataclass(frozen=True, repr=False)

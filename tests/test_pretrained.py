@@ -1,10 +1,12 @@
 """Observers that were trained elsewhere: files as the published ones, with or without wrapping, and the class-order check on them."""
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from rded import datasets, models
@@ -62,6 +64,23 @@ def test_files_as_the_published_ones(name, classes, size, wrapping, tmp_path):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (models.IMAGENET_MEAN, models.IMAGENET_STD))
     with torch.no_grad(): ours, wanted = net(x), theirs((x.float() / 255 - mean) / std)
     assert (ours - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+
+
+@pytest.mark.parametrize('name, size', [('googlenet', 224), ('inception_v3', 299)])
+def test_weights_that_bring_colours_to_a_half_see_what_torchvisions_network_sees(name, size, tmp_path, monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
+    state = theirs.state_dict()
+    torch.save(state, tmp_path / f'{name}-0123.pth')
+    monkeypatch.setattr(sys.modules[f'torchvision.models.{name.partition("_")[0]}'].WeightsEnum, 'get_state_dict', lambda *_, **__: state)
+    x = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (models.IMAGENET_MEAN, models.IMAGENET_STD))
+    with torch.no_grad(): wanted = theirs((x.float() / 255 - mean) / std)
+    released = models.released(name)
+    models.save(released, tmp_path / 'kept.safetensors')
+    for net in (released, models.load(tmp_path / f'{name}-0123.pth', size=size), models.load(tmp_path / 'kept.safetensors')):
+        with torch.no_grad(): assert (net(x) - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
 def test_a_file_of_the_wrong_size_is_said(tmp_path):
