@@ -16,7 +16,7 @@ from .evidence import look
 from .files import hash64
 from .mosaic import arrange
 from .patches import realism, sample_boxes
-from .select import check_fits, pick
+from .select import check_fits, check_strategy, pick
 
 # %% ../nbs/31_baselines.ipynb #7e6e5455
 def _size(images, i):
@@ -138,6 +138,7 @@ def whole_images(
     "Whole images that an observer chooses: the centred square of ipc images a class, as a `DistilledSet`."
     if method not in WHOLE: raise ValueError(f'method {method!r}: choose one of {", ".join(WHOLE)}')
     check_fits(images.counts(), ipc, 1, images.names, preselect)
+    check_strategy(WHOLE[method], sum(min(n, preselect or n) for n in images.counts()), len(getattr(observer, 'nets', ())))
     pools = [_first(images, label, preselect or n, seed, workers) for label, n in enumerate(images.counts())]
     drawn, broken = {i: size for mine, _ in pools for i, size in mine.items()}, [one for _, others in pools for one in others]
     index, box = torch.tensor(list(drawn)), centre_squares(torch.tensor(list(drawn.values())))

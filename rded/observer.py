@@ -13,6 +13,7 @@ __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom
 # %% ../nbs/09_observer.ipynb #56faa356
 import copy
 import hashlib
+import os
 import re
 import sys
 import warnings
@@ -175,7 +176,7 @@ def step(net, x, y, training, optimizer):
     with models.reckoning(x.device.type, training.precision):
         loss = F.cross_entropy(net(x).float(), y, label_smoothing=training.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    models.backward(loss, training.precision)
     optimizer.step()
     return loss.detach()
 
@@ -279,6 +280,12 @@ class Observer:
     def device(self): return self.nets[0].mean.device.type
 
     @property
+    def order(self):
+        "Per network the logit of each class; None where every network has these classes in this order."
+        columns = [c.tolist() for c in self.columns]
+        return None if all(c == list(range(net.num_classes)) for net, c in zip(self.nets, columns)) else columns
+
+    @property
     def mean(self):
         "The colour `[3]` in [0, 1] that normalisation maps to zero."
         return self.nets[0].mean.flatten()
@@ -310,9 +317,10 @@ class Observer:
         return f'Observer {self.name} ({self.arch}): {len(self.classes)} classes, {", ".join(dict.fromkeys(map(models.told_size, self.nets)))}{accuracy}'
 
 def weights_hash(nets) -> str:
-    "sha256 of the weights themselves, for networks that come from no file."
+    "sha256 of the weights themselves and of how images are shown to them, for networks that come from no file."
     digest = hashlib.sha256()
     for net in nets:
+        digest.update(repr((net.seen_at, net.mean.flatten().tolist(), net.std.flatten().tolist())).encode())
         for key, value in sorted(net.body.state_dict().items()):
             digest.update(key.encode()), digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -327,17 +335,17 @@ def get_observer(
     precision: str = 'float32'
 ) -> Observer:
     "Load one or several networks as an observer of a data set's classes."
-    sources = source.split(',') if isinstance(source, str) and not Path(source).is_file() else list(source) if isinstance(source, (list, tuple)) else [source]
+    sources = source.split(',') if isinstance(source, str) and not os.path.isfile(source) else list(source) if isinstance(source, (list, tuple)) else [source]
     bare = next((s for s in sources if isinstance(s, torch.nn.Module) and not isinstance(s, models.Network)), None)
     if bare is not None: raise ValueError(f'{type(bare).__name__} does not say what it looks at and which classes it knows: give rded.models.Network({type(bare).__name__}, "its name", classes, pixels, names of the classes, mean=…, std=…)')
-    nets = [s if isinstance(s, models.Network) else models.load(s, size=size, device=device) for s in sources]
+    nets = [copy.deepcopy(s).to(device) if isinstance(s, models.Network) else models.load(s, size=size, device=device) for s in sources]     # the caller's may learn on
     wrong = [net for net in nets if size and net.size != size]
     if wrong: raise ValueError(f'the observer {wrong[0].arch} looks at {wrong[0].size} px images, not at {size} px: use images of {wrong[0].size} px (--size), or an observer for {size} px')
     if images is None:
         if nets[0].classes is None: raise ValueError(f'{sources[0]} does not say which classes it knows: give the data set too')
         images = ImageClasses(nets[0])
     columns = [_columns(net, s, images, by_position, len(nets)) for net, s in zip(nets, sources)]
-    label = ','.join(s if isinstance(s, str) and not Path(s).is_file() else Path(s).name if isinstance(s, (str, Path)) else s.arch for s in sources)
+    label = ','.join(s if isinstance(s, str) and not os.path.isfile(s) else Path(s).name if isinstance(s, (str, Path)) else s.arch for s in sources)
     return Observer(nets, columns, images.classes, images.names, images.wnids, label, file_hash(sources, nets), precision)
 
 def _columns(net, source, images, by_position, several):
@@ -415,7 +423,8 @@ def check_class_order(
     "Refuse an observer whose class order differs from the data's: ValueError that names the classes concerned."
     classes = len(images.classes)
     asked = per_class if classes <= 200 else max(4, 5000 // classes)
-    sample = images.subset([i for c in range(classes) for i in readable(images, c, asked, seed)])
+    found = models.side_by_side(lambda c: readable(images, c, asked, seed), range(classes))
+    sample = images.subset([i for rows in found for i in rows])
     answers = models.predict(observer, sample, batch, workers, observer.device)
     if not answers.isfinite().all(): raise ValueError(f'the observer {observer.name} answers with numbers that are not finite: it diverged, or its file is damaged: use another')
     evidence = order_evidence(answers.argmax(1), sample.y, classes)
