@@ -64,7 +64,7 @@ class Resume:
         if not self.path or not self._decided(self.path.exists): return {}
         try:
             tensors, kept = load_tensors(self.path)
-            if kept.get('about') != self.about: return {}
+            if kept.get('about') != self.about: return self._set_aside(kept.get('about') or {})
             if kept['digest'] != digest_of(tensors, kept['optimizer'], kept['told']): raise ValueError('some of it is not what was written')
             part = lambda name: {k.split(':', 1)[1]: v for k, v in tensors.items() if k.startswith(f'{name}:')}
             net.load_state_dict(part('net'))
@@ -74,6 +74,11 @@ class Resume:
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as why:
             raise ValueError(f'{self.path}: a training cannot go on from this damaged file: remove it, to begin anew') from why
         return kept['told']
+
+    def _set_aside(self, theirs):
+        differ = [k for k in {**theirs, **self.about} if theirs.get(k) != self.about.get(k)]
+        warnings.warn(f'{self.path} holds a training of other settings ({", ".join(differ)}), which this one does not go on from, and will overwrite')
+        return {}
 
     def save(self, told: dict, net, optimizer, average=None, device='cpu', **generators):
         "Keep where it stands, if it is time: `told` is what `load` shall return."

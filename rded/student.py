@@ -22,7 +22,7 @@ from torch.optim import swa_utils
 from . import ranks
 from .distilled import versions
 from .labels import HardLabels, fingerprint, hard_loss, soft_loss
-from .models import pick_precision, reckoning
+from .models import backward, pick_precision, reckoning
 from .optimizers import can_be_recorded, make_optimizer
 from .replay import Replay, set_rate
 from .resume import Resume
@@ -88,16 +88,16 @@ class History:
     updates: int = 0
     images_seen: int = 0
     seconds: float = 0.0                      # training alone, evaluations and warm-up left out
-    warm_up: float = 0.0                      # seconds of the first epoch where the student is compiled, else 0
+    warm_up: float = 0.0                      # seconds of epochs in which the student was compiled: the first of a start, and of a size
     precision: str = 'float32'                # of the arithmetic
 
     @contextmanager
     def timing(self, warm_up):
-        "Count the seconds of a block, apart where it is the first epoch of a compiled student."
+        "Count the seconds of a block, apart where the student is compiled in it."
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
-        if warm_up: self.warm_up = spent
+        if warm_up: self.warm_up += spent
         else: self.seconds += spent
 
     @property
@@ -170,11 +170,13 @@ def train_student(
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1_000_003 * ranks.rank())  # dropout, where a network has it
         vars(history).update(kept.load(net, optimizer, average, device))
-        epochs = range(len(history.rows), training.epochs)
+        epochs, warm = range(len(history.rows), training.epochs), set()
         for epoch in progress(epochs, f'training {net.arch}', len(epochs)) if progress else epochs:
-            with history.timing(compiled and not epoch), seen_at(net, side := seen_side(training, epoch)):
+            side = seen_side(training, epoch)
+            with history.timing(compiled and side not in warm), seen_at(net, side):
                 row = train_epoch(student, x, y, distilled.factor, labels, training, optimizer, epoch, seed, history, precision, average, updates[side])
             if evaluate and is_evaluated(epoch, training): row.update(evaluate(average.module if average else net)), net.train()
+            warm.add(side)
             history.rows.append(row)
             if log: log(row)
             kept.save(vars(history), net, optimizer, average, device)
@@ -187,7 +189,7 @@ def check_fit(net, distilled, labels, training, seed):
     size = distilled.x.shape[-1]
     if net.size != size: raise ValueError(f'the student {net.arch} looks at {net.size} px images, the distilled set has {size} px: build it for {size}')
     if training.seen_at: check_small(net, training.seen_at)
-    if min(map(len, batches(len(distilled.x), training.batch_size, torch.Generator()))) == 1: check_alone(net)
+    if min(map(len, batches(len(distilled.x), training.batch_size, torch.Generator()))) == 1: check_alone(net, training.seen_at)
     if hasattr(labels, 'check'): labels.check(distilled, training, seed)
 
 def check_small(net, side):
@@ -198,21 +200,22 @@ def check_small(net, side):
         with seen_at(trial, side), torch.no_grad(): trial(torch.zeros(1, 3, net.size, net.size))
     except (RuntimeError, AssertionError): raise ValueError(f'the student {net.arch} is built for images of {net.size} px alone, and cannot see them at {side} px: leave out seen_at, or use a network that takes any size, such as resnet18') from None
 
-def check_alone(net):
-    "ValueError where BatchNorm sees one value of a channel in an image, and so no spread."
+def check_alone(net, side=None):
+    "ValueError where BatchNorm sees one value of a channel in an image, at that side if one is given, and so no spread."
     trial = copy.deepcopy(net).cpu().train()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(): trial(torch.zeros(1, 3, net.size, net.size))
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), seen_at(trial, side): trial(torch.zeros(1, 3, net.size, net.size))
     except ValueError as error:
         if 'per channel' not in str(error): raise
-        raise ValueError(f'the BatchNorm of {net.arch} needs two images at a time, at {net.size} px: use a batch size (--batch-size) and a set of 2 or more') from None
+        raise ValueError(f'the BatchNorm of {net.arch} needs two images at a time, at {side or net.size} px: use a batch size (--batch-size) and a set of 2 or more') from None
 
 def what_it_is(net, distilled, labels, training, seed, device, precision, evaluate=None) -> dict:
     "All that a training's numbers depend on, as JSON can hold it: it goes on only where all of it is the same. `evaluate.data()`, where there is one, is a digest of the images it looks at."
     eye, data = getattr(labels, 'observer', None), getattr(evaluate, 'data', None)
+    order = getattr(eye, 'order', None)
     return {'student': net.arch, 'set': distilled.digest, 'training': {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(training).items()}, 'seed': seed,
             'labels': labels.name, 'by': eye if isinstance(eye, dict) else getattr(eye, 'sha256', None), 'recorded': fingerprint(labels.meta) if labels.kind == 'stored' else None,
-            'device': torch.device(device).type, 'precision': precision, 'versions': versions(), 'validation': data and ranks.first(data)}
+            'device': torch.device(device).type, 'precision': precision, 'versions': versions(), 'validation': data and ranks.first(data), **({'order': order} if order else {})}
 
 def is_evaluated(epoch, training) -> bool:
     "The last epoch always; before it, every so many in the last part of training (the published code: six times)."
@@ -266,6 +269,6 @@ def step(net, seen, target, weight, classes, kind, training, optimizer, precisio
     with reckoning(seen.device.type, precision): logits = net(seen).float()
     loss = weight * loss_of(logits, target, kind, training, classes)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    backward(loss, precision)
     optimizer.step()
     return loss.detach()

@@ -119,6 +119,13 @@ def test_a_student_judged_by_other_images_begins_anew(digits, made, every_epoch,
     assert [r['epoch'] for r in told] == [1, 2] * 2 and history.best_top1 == 9
 
 
+def test_a_training_of_other_settings_is_set_aside_with_a_word(made, every_epoch, tmp_path):
+    keep = tmp_path / 'x.safetensors'
+    a_student(made, keep=keep, stop=2)
+    with pytest.warns(UserWarning, match='other settings .training, seed.'): other, _ = a_student(made, keep=keep, seed=4, lr=2e-3)
+    assert same(other, a_student(made, seed=4, lr=2e-3)[0])
+
+
 def test_mended_files_are_scored_again(every_epoch, tmp_path, monkeypatch):
     for k in range(8):
         (tmp_path / 'data' / 'train' / 'ab'[k % 2]).mkdir(parents=True, exist_ok=True)
@@ -131,6 +138,18 @@ def test_mended_files_are_scored_again(every_epoch, tmp_path, monkeypatch):
     to_image(torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)).save(tmp_path / 'data' / 'train' / 'a' / '0.png')
     again = scored(tmp_path / 'kept')
     assert torch.equal(again, scored()) and not torch.equal(again, first)
+
+
+def test_scores_under_another_order_of_the_classes_are_not_taken(digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(score, 'EVERY', 0)
+    images = digits[0]
+    net = models.build('conv3', 10, 16, images.classes[::-1], seed=0)
+    by_name, by_place = observer.get_observer(net, images), observer.get_observer(net, images, by_position=True)
+    assert by_name.sha256 == by_place.sha256 and by_name.order == [list(range(10))[::-1]] and by_place.order is None
+    assert net.training and all(p.requires_grad for p in net.parameters())     # whoever gave it may train it on
+    def scored(eyes, keep=None): return score.score_images(images, eyes, size=16, preselect=4, crops=2, chunk=1, keep=keep).score
+    first = scored(by_name, tmp_path / 'kept')
+    assert [*(tmp_path / 'kept').iterdir()] and torch.equal(scored(by_place, tmp_path / 'kept'), scored(by_place)) and not torch.equal(first, scored(by_place))
 
 
 SLOW = 'import sys; from rded import cli, resume; resume.EVERY = 0; sys.exit(cli.main(sys.argv[1:]))'
