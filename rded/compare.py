@@ -106,8 +106,8 @@ class Comparison:
             write_json(file, pipeline.train_set(made, eyes if cell.labels == 'region' else None, self.val, cell.recipe.student, training, cell.seed, recipe=cell.recipe, labels=labels, **self.how)[1])
         found = check_result(read_json(file), file)
         by = found['observer'] and found['observer']['sha256']
-        check_same(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], n=found['n'], observer=by),
-                dict(recipe=cell.recipe.name, student=cell.recipe.student, training=training.name, epochs=training.epochs, n=len(self.val), observer=None if cell.labels == 'hard' else eyes.sha256))
+        check_same(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], data=found['data'], split=found['split'], n=found['n'], observer=by),
+                dict(recipe=cell.recipe.name, student=cell.recipe.student, training=training.name, epochs=training.epochs, data=self.val.name, split=self.val.split, n=len(self.val), observer=None if cell.labels == 'hard' else eyes.sha256))
         return found
 
     def results(self, cells, **how):

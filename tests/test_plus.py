@@ -231,6 +231,19 @@ def test_an_observer_trained_another_way_is_not_taken_for_the_recipes(tmp_path, 
     assert 'observer.safetensors holds the result of another run (label_smoothing 0.0, now 0.1)' in capsys.readouterr().err
 
 
+def test_what_was_made_by_other_settings_is_not_taken_for_the_recipes(tmp_path):
+    recipe = replace(recipes.get('cifar10-conv3-ipc1-tiny'), data='digits')
+    def again(**change): return pipeline.run(replace(recipe, **change), 'digits', out=tmp_path, seeds=(0,), methods=('rded',), log=str)
+    [first] = again()
+    assert again() == [first]
+    with pytest.raises(ValueError, match='another run .student conv3, now resnet18_modified'): again(student='resnet18_modified')
+    next((tmp_path / 'results').glob('*.json')).unlink()
+    for change in (dict(crops=recipe.crops + 1), dict(preselect=recipe.preselect - 1), dict(selection='herding'), dict(scale=(0.5, 1.0)), dict(canvas='enlarge'), dict(jpeg=75)):
+        with pytest.raises(ValueError, match=f'another run .{next(iter(change))} '): again(**change)
+    eyes = replace(recipe.observer_training, padding=3)
+    with pytest.raises(ValueError, match='observer.safetensors holds the result of another run .padding '): again(observer_training=eyes)
+
+
 def released(lock, waiting, meanwhile):
     "What `waiting` comes to, begun while another process holds the lock and does `meanwhile`."
     with ThreadPoolExecutor(1) as pool:
