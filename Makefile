@@ -99,7 +99,7 @@ bars: $(SETUP)
 DEVICES ?= 0,0
 gpu: bars
 	mkdir -p runs/reproduce/results
-	for f in reports/results/cifar10-resnet18-ipc*.json reports/results/imagenette-resnet18-ipc*.json runs/bars/results/*.json; do test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done
+	for f in reports/results/cifar10-resnet18-ipc*.json reports/results/imagenette-resnet18-ipc*.json runs/bars/results/*.json; do case $$f in */imagenette-conv5-ipc1-plus-*|*/imagenette-conv5-ipc10-plus-*) continue;; esac; test -e runs/reproduce/results/$${f##*/} || cp $$f runs/reproduce/results/; done    # Conv-5's were labelled otherwise than the essentials would
 	$(RDED) reproduce essentials $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --device cuda --devices $(DEVICES) --workers 4 --out runs/reproduce $(MORE) || test $$? -eq 1    # 1: some cells could not be run, and were named
 	$(RDED) bench gpu --out runs/reproduce/results
 

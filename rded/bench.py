@@ -12,7 +12,7 @@ __all__ = ['SIDES', 'CIFAR', 'LARGE', 'STAGES', 'GROWTH', 'SMALL', 'SCAN', 'phot
            'matrix_rate', 'serve', 'Side', 'in_turn', 'is_large', 'job_of', 'floors', 'command_time', 'reset_peak',
            'grow', 'rank_side', 'with_ranks', 'imagenet_shaped', 'Busy', 'scoring_at_scale', 'training_at_scale',
            'update_time', 'recorded_training', 'gpu', 'header_of', 'padded', 'write_shards', 'some_pictures',
-           'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'growth', 'spoken']
+           'scan_alone', 'scan', 'run', 'one_stage', 'described', 'by_ranks', 'told_mib', 'growth', 'spoken']
 
 # %% ../nbs/45_bench.ipynb #1ba323d7
 import json
@@ -27,6 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -576,10 +577,18 @@ def recorded_training(device='cuda', updates=300, turns=3, students=SMALL, log=p
     return found
 
 def gpu(folder, log, images=300, distinct=12000, workers=16, epochs=20, updates=300, students=SMALL, **shape):
-    "What is asked of one GPU; the shape as in the functions above."
-    found = {'recorded training': recorded_training(shape.get('device', 'cuda'), updates, students=students, log=log)}
-    found |= {name: training_at_scale(log=log, epochs=epochs, compiled=compiled, **shape) for name, compiled in (('training', False), ('training, compiled', True))}
-    return {**found, 'scoring': scoring_at_scale(folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
+    "What is asked of one GPU; the shape as in the functions above. A part that fails is named under 'failed'."
+    at_scale = partial(training_at_scale, log=log, epochs=epochs, **shape)
+    parts = {'recorded training': partial(recorded_training, shape.get('device', 'cuda'), updates, students=students, log=log), 'training': partial(at_scale, compiled=False),
+             'training, compiled': partial(at_scale, compiled=True), 'scoring': partial(scoring_at_scale, folder, log=log, images=images, distinct=distinct, workers=workers, **shape)}
+    found, failed = {}, {}
+    for name, part in parts.items():
+        try: found[name] = part()
+        except Exception as error:      # as torch.compile without a compiler; the other parts are worth having
+            failed[name] = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+            log(f'{name} FAILED: {failed[name]}')
+    if not found: raise ValueError(f'nothing could be measured: {"; ".join(failed.values())}')
+    return found | ({'failed': failed} if failed else {})
 
 # %% ../nbs/45_bench.ipynb #bf9cc7ef
 def header_of(ending, size, digits=9):
@@ -696,9 +705,11 @@ def by_ranks(data, weights, folder, turns, log, changes, counts=(1, 2, 4)):
     for r in rows: log(f"{r['ranks']} ranks of {r['threads']} threads: {r['median']:.2f} s, {sum(r['processor_seconds']):.2f} s of processor, {max(r['peak_memory_mb']):.0f} MiB a rank")
     return {**described(job, data, 'ranks'), 'ranks': rows}
 
+def told_mib(peak): return '– MiB' if peak is None else f'{peak:.0f} MiB'
+
 def growth(folder, log):
     found = {axis: grow(axis, values, folder) for axis, values in GROWTH.items()}
-    for axis, rows in found.items(): log(f'growth in {axis:10}: ' + ', '.join(f"{r['value']}: {r['seconds']:.2f} s, {r['peak_memory_mb']:.0f} MiB" for r in rows))
+    for axis, rows in found.items(): log(f'growth in {axis:10}: ' + ', '.join(f"{r['value']}: {r['seconds']:.2f} s, {told_mib(r['peak_memory_mb'])}" for r in rows))
     return {'growth': found}
 
 def spoken(stage, name, found):

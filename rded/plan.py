@@ -239,12 +239,13 @@ def _again_row(work, rates, where):
 def _found(work, rates, where):
     "The images are found and drawn; every rank does so for itself."
     if work.layout == 'shards': return [Row('scan', 'headers in shards, and the draw', work.images, rates.header)]
-    return [Row('scan', 'images in their folders', work.images, rates.list), Row('pick', 'classes × images passed over', work.classes * work.images, rates.look), Row('draw', 'images hashed', work.images, rates.draw)]
+    draws = 2 if work.check else 1      # the check of the class order draws, too
+    return [Row('scan', 'images in their folders', work.images, rates.list), Row('pick', 'classes × images passed over', draws * work.classes * work.images, rates.look), Row('draw', 'images hashed', draws * work.images, rates.draw)]
 
 def _before(work, rates, where):
     decode, _, _, cores, basis = _by_cores(work, rates, where)
     _, exact, eyes, kind = _judging(work, rates, where)
-    each, hands = (2 * decode + exact, cores) if not where.gpus else max((2 * decode, cores), (exact, eyes), key=lambda part: part[0] / part[1])
+    each, hands = (2 * decode + exact, cores) if not where.gpus else max((2 * decode, cores / where.gpus), (exact, eyes / where.gpus), key=lambda part: part[0] / part[1])     # one rank checks
     check = [Row('check', 'images for the class order', work.checked, each, hands, worst('computed', basis, kind))] if work.check else []
     return [Row('start', 'the command', 1, rates.start), *_found(work, rates, where), *check]
 

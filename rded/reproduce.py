@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OBSERVERS', 'STUDENTS', 'ABLATIONS', 'TABLES', 'CITED', 'USUAL', 'GMACS', 'TRAIN_IMAGES', 'RATES', 'SMALLEST',
            'PAIRED', 'FIRST', 'ESSENTIALS', 'OF_RECIPES', 'Table', 'table_of', 'recipe_of', 'published_for',
-           'observer_file', 'Job', 'another', 'result_file', 'stands', 'data_for', 'shared_observer', 'labeller_of',
-           'observers_of', 'run_recipe', 'command_of', 'notebook_command', 'nameless', 'rows', 'selected', 'sources',
-           'notebook_of', 'parameters_of', 'check_parameters', 'passes', 'observer_work', 'making_work',
-           'missing_observers', 'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle', 'described', 'Part',
-           'essentials', 'jobs_of', 'execute', 'work', 'Runner', 'devices_here', 'check_ready', 'page_of', 'reproduce']
+           'observer_file', 'Job', 'foreign', 'another', 'result_file', 'stands', 'data_for', 'shared_observer',
+           'labeller_of', 'observers_of', 'run_recipe', 'command_of', 'notebook_command', 'nameless', 'rows',
+           'selected', 'sources', 'notebook_of', 'parameters_of', 'check_parameters', 'passes', 'observer_work',
+           'making_work', 'missing_observers', 'work_of', 'work_left', 'rate_of', 'disk_of', 'plan', 'obstacle',
+           'described', 'Part', 'essentials', 'jobs_of', 'execute', 'work', 'visible', 'Runner', 'devices_here',
+           'check_ready', 'page_of', 'reproduce']
 
 # %% ../nbs/44_reproduce.ipynb #7ec5ff0f
 import ast, difflib, importlib.util, json, os, re, subprocess, sys, tempfile, threading, time
@@ -166,9 +167,17 @@ class Job:
         "Its executed notebook."
         return Path(out, 'notebooks', f'{self.name}.ipynb')
 
+    def seeds_here(self, out):
+        "The seeds to run: all, so that the notebook shows them, but those whose results stand by an observer that somebody trained elsewhere."
+        return [s for s in self.seeds if not all(foreign(result_file(out, self.recipe, m, s, self.labels), self) for m in self.methods)]
+
     def missing(self, out):
         "The files of `left`."
         return [result_file(out, self.recipe, m, s, self.labels) for m, s in self.left(out)]
+
+def foreign(file, job):
+    "Whether a result stands that another observer labelled than this job would take."
+    return file.exists() and bool(job.labelled_by) and (read_json(file).get('observer') or {}).get('name') != job.labelled_by
 
 def another(job, out):
     "Why a job cannot be done where the result of another one has its name; None where nothing is in its way."
@@ -185,6 +194,7 @@ def stands(file, job):
     name, plain = (found.get('observer') or {}).get('name'), lambda name: re.sub(r'-\d+epochs', '', name)
     asked = {'recipe': r.name, 'training': r.training.name + LABELS[job.labels][1], 'ipc': r.ipc, 'student': r.student}
     if found.get('data') and os.path.isdir(job.data or ''): asked['data'] = os.path.basename(os.path.realpath(job.data))
+    if found.get('split') == 'held-out': asked['split'] = 'val'
     if by and name and (job.labeller or job.given and not r.labeller_epochs or plain(by) == plain(name)): asked['observer'] = by
     check_same(file, {**found, 'observer': name}, asked)
     return True
@@ -301,11 +311,16 @@ def _row(table, values, recipe, found, method):
     mine = sorted((c for c in found if (c.recipe, c.training) == (recipe.name, training)), key=lambda c: -len(c.results))     # of several observers the one that most seeds have
     ours, random = (next((c for c in mine if c.method == m), None) for m in (method, 'random-images'))
     if ours and ours is not random: random = baseline(ours, mine)
-    theirs, top1 = published_for(table, recipe, method) if labels == 'region' else None, ours and ours.top1
+    theirs, top1 = published_for(table, recipe, method) if labels == 'region' and (not ours or _as_published(ours, recipe)) else None, ours and ours.top1
     shown = {k: citable(v) if k in ('teacher', 'student') else f'digits for {v}' if k == 'dataset' and recipe.data == 'digits' else v for k, v in values.items()}
     return {**shown, 'ours, last epoch': top1, 'published': theirs,
             'ours − published': top1 and theirs and difference(top1, theirs.top1, theirs.std), 'random images': random and random.top1,
             'ours, best epoch': ours and stat(r['best_top1'] for r in ours.results), 'validated on': ours and ours.n, 'verdict': verdict(top1, theirs)}
+
+def _as_published(ours, recipe):
+    "Whether results are of the recipe's network as observer, and of images that are not held out."
+    by = (ours.observer.get('arch') or recipe.observer, (ours.results[0].get('scored_by') or {}).get('arch') or recipe.observer)
+    return ours.split != 'held-out' and all(citable(one) == citable(recipe.observer) for one in by)
 
 def _plain(value): return re.sub(r'[^a-z0-9:._]', '', str(value).lower())
 
@@ -548,6 +563,12 @@ def work():
     os._exit(0)
 
 # %% ../nbs/44_reproduce.ipynb #1b93839f
+def visible(device):
+    "CUDA_VISIBLE_DEVICES of a worker: device '0' is the first of those that this process may see."
+    if device == 'cpu': return ''
+    ours = [d for d in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if d.strip()]
+    return ours[int(device)] if ours else str(device)
+
 class Runner:
     "Jobs, and the workers that do them."
     def __init__(self, jobs, out, devices, settings, observers=None, deadline=None, log=print):
@@ -575,13 +596,13 @@ class Runner:
     def parameters(self, job, device):
         "All that the notebook is given."
         full = lambda p: str(Path(p).resolve()) if p and os.path.exists(p) else p
-        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': list(job.seeds), 'methods': list(job.methods), 'data': full(job.data),
+        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': job.seeds_here(self.out), 'methods': list(job.methods), 'data': full(job.data),
                 'out': str(self.out.resolve()), 'observers': str(self.observers.resolve()), 'device': 'cpu' if device == 'cpu' else 'cuda'}
 
     def start(self, job, device):
         "A worker process for the job."
         (self.out / 'logs').mkdir(parents=True, exist_ok=True)
-        env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '' if device == 'cpu' else str(device), 'MPLBACKEND': 'Agg'}
+        env = {**os.environ, 'CUDA_VISIBLE_DEVICES': visible(device), 'MPLBACKEND': 'Agg'}
         with open(self.out / 'logs' / f'{job.name}.log', 'w') as errors:
             process = subprocess.Popen([sys.executable, '-c', 'from rded.reproduce import work; work()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
         told = {'notebook': str(notebook_of(job.table).resolve()), 'output': str(job.notebook(self.out).resolve()), 'parameters': self.parameters(job, device),
