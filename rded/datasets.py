@@ -387,7 +387,7 @@ def sharded(
     path = os.path.expanduser(str(data))
     if not os.path.isdir(path): return '://' in path or path.endswith(TARS)
     folders = [os.path.join(path, word) for word in SPLITS[split] if os.path.isdir(os.path.join(path, word))]
-    if any(os.path.isdir(os.path.join(folder, entry)) for folder in folders for entry in os.listdir(folder)): return False
+    if any(os.path.isdir(os.path.join(folder, entry)) for folder in folders for entry in os.listdir(folder) if not entry.startswith('.')): return False
     return any(name.endswith(TARS) for folder in [path, *folders] for name in os.listdir(folder))
 
 def _check_same(classes, train, where, root):

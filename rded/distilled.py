@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'PACKED', 'ABOUT', 'IMAGE', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'REAL',
            'LIMITS', 'through_jpeg', 'jpeg_setting', 'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash',
            'DistilledSet', 'versions', 'described', 'assemble', 'synthesised', 'build', 'manifest_text',
-           'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'save', 'altered', 'load', 'escaped',
-           'code', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate',
+           'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'check_length', 'save', 'altered', 'load',
+           'escaped', 'code', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate',
            'version_changes', 'rebuild', 'compare']
 
 # %% ../nbs/14_distilled.ipynb #43280885
@@ -185,8 +185,9 @@ def versions():
     "Versions of the libraries that pixels and scores depend on."
     from importlib.metadata import PackageNotFoundError, version
     from PIL import features
-    found = {'libjpeg': features.version('libjpeg_turbo') or features.version('jpg')}   # Pillow's decoder of JPEG
-    for name in ('rded', 'torch', 'torchvision', 'pillow', 'numpy', 'timm'):
+    from rded import __version__
+    found = {'libjpeg': features.version('libjpeg_turbo') or features.version('jpg'), 'rded': __version__}   # libjpeg: Pillow's decoder of JPEG
+    for name in ('torch', 'torchvision', 'pillow', 'numpy', 'timm'):
         try: found[name] = version(name)
         except PackageNotFoundError: found[name] = None
     return found
@@ -367,8 +368,14 @@ def _write(root, file, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
+def check_length(distilled):
+    "`ValueError` where the manifest is of more images, or of fewer."
+    told = len(distilled.manifest['images']) if distilled.manifest else len(distilled)
+    if told != len(distilled): raise ValueError(f'the manifest is of {told} images, the set has {len(distilled)}: cut its list of images likewise, or make the set without a manifest')
+
 def save(self, path, workers=0):
     "Write images, manifest and card to the folder `path`, all or nothing. `ValueError` if it holds anything."
+    check_length(self)
     with atomic_dir(path) as root:
         _each(lambda item: _write(root, item[0], png_bytes(item[1])), zip(self.files, self.x), workers, None, 'saving')
         if self.manifest: _write(root, 'rded.json', manifest_text(self.manifest).encode('utf-8', 'backslashreplace'))

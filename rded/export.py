@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from .distilled import DistilledSet, altered, belongs, card, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
+from .distilled import DistilledSet, altered, belongs, card, check_length, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
 from .files import atomic_dir
 from .images import read_image, show_images, to_tensor
 
 # %% ../nbs/15_export.ipynb #11ebc9d3
 def _checked(distilled):
     "The set, if its pixels are what its manifest says; `ValueError` naming the first that are not."
+    check_length(distilled)
     entries = distilled.manifest['images'] if distilled.manifest else []
     wrong = next((image['file'] for image, x in zip(entries, distilled.x) if pixel_hash(x) != image['hash']), None)
     if wrong: raise altered(wrong)

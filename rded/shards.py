@@ -16,7 +16,7 @@ from importlib import import_module
 from itertools import groupby
 
 from .datasets import EXTENSIONS, FOLLOWED, SPLITS, TARS, ImageSet, Scan, file_mark
-from .files import OPENERS, digest64, hash64, read_json
+from .files import FULL, OPENERS, digest64, hash64, read_json
 from .images import naming, read_image, show_images
 
 # %% ../nbs/03_shards.ipynb #8c1127e6
@@ -64,6 +64,10 @@ def _header(file, position):
     if len(block) < 512: raise Damaged('it breaks off: there is no end mark' if position else 'it is no tar archive' if block else 'it is empty')
     return block if block.strip(b'\0') else None
 
+def _zeros(file):
+    "Whether the rest of a file is zeros."
+    return not any(block.strip(b'\0') for block in iter(lambda: file.read(2 ** 20), b''))
+
 def members(
     file,                       # open binary file at its beginning
     end=None,                   # its size in bytes; None: seeking there tells (a compressed one)
@@ -82,6 +86,7 @@ def members(
         if (file.seek(start + size) if end is None else end) < start + size: raise Damaged(f'it breaks off within {name}')
         if plain: position = start + (size + 511) // 512 * 512
         yield Member(name, kind, start, size, content)
+    if end is not None and end - position > tarfile.RECORDSIZE and not _zeros(file): raise Damaged(f'more follows its end mark at byte {position}: archives that were joined, or a hole')
 
 # %% ../nbs/03_shards.ipynb #076b67b8
 class Trouble(dict):
@@ -416,9 +421,16 @@ class Spool:
             for offset, size in wanted:
                 file.seek(offset)
                 places.append((self, out.tell(), size))
-                left = size
-                while left and (data := file.read(min(left, 2 ** 20))): left -= out.write(data)
+                self._copy(file, out, size)
         return places
+
+    def _copy(self, file, out, left):
+        try:
+            while left and (data := file.read(min(left, 2 ** 20))): left -= out.write(data)
+            out.flush()
+        except OSError as error:
+            if error.errno not in FULL: raise
+            raise ValueError(f'{self.where}: {FULL[error.errno]} (TMPDIR=FOLDER): drawn images of compressed shards wait there') from error
 
 MAX_BYTES = 2 ** 30  # a member larger than this is no image
 

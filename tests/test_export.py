@@ -57,6 +57,13 @@ def run(capsys, *argv):
 
 # WebDataset
 
+@pytest.mark.parametrize('write', [lambda made, out: made.save(out), lambda made, out: export.webdataset(made, out)])
+def test_a_part_of_a_set_is_not_written_under_the_whole_sets_manifest(tmp_path, made, write):
+    part = DistilledSet(made.x[:7], made.y[:7], made.classes, made.wnids, made.names, made.manifest)
+    with pytest.raises(ValueError, match='the manifest is of 30 images, the set has 7'): write(part, tmp_path / 'part')
+    assert not [*tmp_path.iterdir()]
+
+
 def test_webdataset_reads_the_shards(tmp_path, made):
     wds = pytest.importorskip('webdataset')
     export.webdataset(made, tmp_path / 'wds', each=7)

@@ -1,8 +1,10 @@
 """Accidents that no single page can have: kills, full disks, several writers."""
+import errno
 import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -236,3 +238,29 @@ def test_a_hash_is_the_same_in_another_process():
     script = "from rded.files import hash64; print(hash64(3, 'train/cat/0001', 2))"
     environment = {**os.environ, 'PYTHONHASHSEED': '123', 'LC_ALL': 'C'}
     assert int(subprocess.run([sys.executable, '-c', script], capture_output=True, env=environment).stdout) == hash64(3, 'train/cat/0001', 2)
+
+
+def test_a_disk_that_cannot_lock_or_wait_for_a_folder(tmp_path, monkeypatch):
+    import fcntl
+    lacking = lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, 'no locks here'))
+    real, refused = os.fsync, []
+    def fsync(handle):
+        if not stat.S_ISDIR(os.fstat(handle).st_mode): return real(handle)
+        refused.append(handle)
+        raise OSError(errno.EINVAL, 'not for a folder')
+    monkeypatch.setattr(fcntl, 'flock', lacking), monkeypatch.setattr(os, 'fsync', fsync)
+    with files.locked(tmp_path / 'lock'): files.write_json(tmp_path / 'a.json', {'a': 1})
+    assert files.read_json(tmp_path / 'a.json') == {'a': 1} and refused
+    monkeypatch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(OSError(errno.EIO, 'broken')))
+    with pytest.raises(OSError): files.write_json(tmp_path / 'b.json', {})
+
+
+def test_what_another_user_left_half_written_is_not_ours_to_remove(tmp_path, monkeypatch):
+    left = tmp_path / f'.part-{files._here()}-999999999-1-x.json'
+    left.touch()
+    monkeypatch.setattr(os, 'getuid', lambda: left.stat().st_uid + 1)
+    files.write_json(tmp_path / 'a.json', {})
+    assert left.exists()
+    monkeypatch.undo()
+    files.write_json(tmp_path / 'a.json', {})
+    assert not left.exists()

@@ -194,6 +194,22 @@ def test_a_shard_that_breaks_off_is_named_and_the_rest_goes_on(tmp_path, rows, p
     assert baselines.random_images(found, 2, 16).manifest['data']['damaged'] == found.scan.damaged
 
 
+def test_archives_that_were_joined_are_said_and_the_first_is_used(tmp_path, rows):
+    first, second = (write_tar(tmp_path / name, by_folder(part)) for name, part in (('a', rows[:60]), ('b', rows[60:])))
+    (tmp_path / 'd').mkdir()
+    (tmp_path / 'd' / 'train-0.tar').write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.warns(UserWarning, match='more follows its end mark'): images = datasets.load(tmp_path / 'd')
+    assert len(images) == 59      # the last sample before damage may lack a part
+    (tmp_path / 'd' / 'train-0.tar').write_bytes(first.read_bytes() + bytes(30000))
+    with warnings.catch_warnings(action='error'): assert len(datasets.load(tmp_path / 'd')) == 60
+
+
+def test_hidden_folders_are_no_classes(tmp_path, rows):
+    deal(tmp_path / 'train', rows, 2, by_folder)
+    (tmp_path / 'train' / '.cache').mkdir()
+    assert len(datasets.load(tmp_path)) == len(rows)
+
+
 def test_a_class_that_was_in_a_damaged_shard_alone_is_an_error(tmp_path, rows):
     root = deal(tmp_path, sorted(rows), 1, by_folder)
     path = root / 'train-00000.tar'
