@@ -292,7 +292,6 @@ def _check(images, observer, size, canvas, preselect, crops):
     if preselect < 1: raise ValueError(f'preselect {preselect}: draw at least 1 image a class')
     if crops < 1: raise ValueError(f'{crops} crops an image: take at least 1')
     if observer.size and observer.size != size: raise ValueError(f'observer {observer.name} looks at {observer.size} pixels, size {size} is asked')
-    if len(images.classes) < 2: raise ValueError(f'{images.name} has one class: there is none to tell it from, and every crop is as realistic as any other')
     if list(observer.classes) != list(images.classes):
         raise ValueError(f'observer {observer.name} answers for other classes than {images.name} has, or in another order')
 

@@ -19,7 +19,7 @@ MAY = {
     'export': 'files images distilled',
     'evidence': 'images models mosaic patches',
     'views': 'mosaic', 'labels': 'files replay distilled views', 'student': 'files models replay ranks resume optimizers distilled views labels',
-    'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled mosaic patches',
+    'evaluate': 'datasets models student', 'fair': 'evaluate', 'vinformation': 'observer distilled models mosaic patches',
     'baselines': 'files datasets observer patches select mosaic distilled evidence', 'sre2l': 'files replay observer distilled patches', 'recipes': '',
     'pipeline': ' '.join(BASE), 'report': 'files recipes',
     **{m: ' '.join(BASE + ['report', 'prepare', 'reproduce', 'bench', 'plan', 'faults']) for m in ('prepare', 'reproduce', 'bench', 'plan', 'cli', 'compare')},
