@@ -330,7 +330,7 @@ def get_observer(
     source,              # file or name, or several: a list, or separated by commas
     images: ImageSet = None,  # whose classes it shall answer for; its own where None
     size: int = None,    # pixels, where neither file nor architecture fixes it
-    device: str = 'cpu',
+    device: str = None,  # 'cpu', 'cuda'; None: the CPU, and of a network the place where it is
     by_position=False,   # skip names: logit k is class k (`--no-check`)
     precision: str = 'float32'
 ) -> Observer:
@@ -338,7 +338,7 @@ def get_observer(
     sources = source.split(',') if isinstance(source, str) and not os.path.isfile(source) else list(source) if isinstance(source, (list, tuple)) else [source]
     bare = next((s for s in sources if isinstance(s, torch.nn.Module) and not isinstance(s, models.Network)), None)
     if bare is not None: raise ValueError(f'{type(bare).__name__} does not say what it looks at and which classes it knows: give rded.models.Network({type(bare).__name__}, "its name", classes, pixels, names of the classes, mean=…, std=…)')
-    nets = [copy.deepcopy(s).to(device) if isinstance(s, models.Network) else models.load(s, size=size, device=device) for s in sources]     # the caller's may learn on
+    nets = [copy.deepcopy(s).to(device or s.mean.device) if isinstance(s, models.Network) else models.load(s, size=size, device=device or 'cpu') for s in sources]     # the caller's may learn on
     wrong = [net for net in nets if size and net.size != size]
     if wrong: raise ValueError(f'the observer {wrong[0].arch} looks at {wrong[0].size} px images, not at {size} px: use images of {wrong[0].size} px (--size), or an observer for {size} px')
     if images is None:
