@@ -373,11 +373,13 @@ def _changed(args, training, made):
     training = _cropped(training, made, args.min_scale)
     return changed(training, epochs=args.epochs, batch_size=args.batch_size, **fitting(training, args.set or ()))
 
-def _unmirrored(training, data):
-    "The training for data of this name, and a note where it does not mirror them."
+def _unmirrored(args, training, data):
+    "The training for data of this name, or for recorded labels, and a note where it does not mirror images."
+    from dataclasses import replace
     from rded.recipes import unmirrored
+    if hasattr(args, 'recorded'): return replace(training, flip=args.recorded['flip'])
     fitting = unmirrored(training, data)
-    if fitting != training: print(f'rded: note: images of {data} are not mirrored (--set flip=true)', file=sys.stderr)
+    if fitting != training and 'flip' not in dict(args.set or ()): print(f'rded: note: images of {data} are not mirrored (--set flip=true)', file=sys.stderr)
     return fitting
 
 def _one_protocol(args):
@@ -392,7 +394,7 @@ def _views_of(args, made, observer):
     training = TRAININGS[args.training or 'paper'](args.student or observer.nets[0].arch, made.ipc or max(1, len(made) // len(made.classes)), len(made.classes), dataset_of(source), len(made), observer.arch)
     for note in training.notes:
         if 'batch' in note and not args.batch_size: print(f'rded: note: {note}', file=sys.stderr)
-    return _changed(args, _unmirrored(training, source), made)
+    return _changed(args, _unmirrored(args, training, source), made)
 
 def relabel(args, progress):
     from types import SimpleNamespace
@@ -434,7 +436,8 @@ def _labels(args):
     if not args.labels: return None
     from rded.labels import StoredLabels
     found = StoredLabels(args.labels, args.reuse, args.any_seed)
-    args.batch_size = args.batch_size or found.meta['training']['batch_size']
+    args.recorded = found.meta['training']
+    args.batch_size = args.batch_size or args.recorded['batch_size']
     if not args.reuse: args.epochs = args.epochs or found.epochs
     return found
 
@@ -445,7 +448,7 @@ def _training(args, made, val, arch, recipe=None):
     ipc, classes = made.ipc or max(1, len(made) // len(made.classes)), len(made.classes)
     training = TRAININGS[args.training or 'paper'](args.student, ipc, classes, dataset_of(val.name), len(made), arch)
     for note in training.notes: print(f'rded: note: {note}', file=sys.stderr)
-    return _changed(args, _unmirrored(training, val.name), made)
+    return _changed(args, _unmirrored(args, training, val.name), made)
 
 def _protocol(args):
     "The recipe that --recipe names, or None; it says the student and the size where nobody else does."

@@ -364,9 +364,10 @@ def resume(folder: Path, meta: dict) -> dict:
     path, strangers = folder / 'labels.json', [p for p in folder.iterdir() if not p.name.startswith('.part-')]
     if not path.exists() and strangers: raise ValueError(f'{folder} exists and is not empty: choose another or remove it')
     found = read_meta(folder) if path.exists() else meta
-    for key in meta:
-        if key in ('settings', 'parts') or found.get(key) == meta[key]: continue
-        raise ValueError(f'{folder} holds labels of another run ({words(key)} {told(found.get(key), meta[key])}, now {told(meta[key], found.get(key))}): choose another folder, or remove it')
+    if found.get('order') != meta.get('order'): raise ValueError(f'{folder} holds labels of another run (of another order of the classes): choose another folder, or remove it')
+    for key in [*meta, *({'batch_statistics'} & {*found})]:
+        if key in ('settings', 'parts') or found.get(key) == meta.get(key): continue
+        raise ValueError(f'{folder} holds labels of another run ({words(key)} {told(found.get(key), meta.get(key))}, now {told(meta.get(key), found.get(key))}): choose another folder, or remove it')
     if found['settings'] != meta['settings']:
         raise ValueError(f'{folder} holds labels in {len(found["parts"])} parts, now {len(meta["parts"])}, of other sizes: give as many epochs a part as before, choose another folder, or remove it')
     for p in folder.glob('.part-*'): p.unlink()

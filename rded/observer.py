@@ -320,12 +320,18 @@ def weights_hash(nets) -> str:
     "sha256 of the weights themselves and of how images are shown to them, for networks that come from no file."
     digest = hashlib.sha256()
     for net in nets:
-        digest.update(repr((net.seen_at, net.mean.flatten().tolist(), net.std.flatten().tolist())).encode())
+        shown = net.seen_at, *(tuple(round(v, 6) for v in colour.flatten().tolist()) for colour in (net.mean, net.std))
+        if shown != (None, models.IMAGENET_MEAN, models.IMAGENET_STD): digest.update(repr(shown).encode())
         for key, value in sorted(net.body.state_dict().items()):
             digest.update(key.encode()), digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 # %% ../nbs/09_observer.ipynb #8ee6f6ff
+def _copied(net):
+    "A copy, since the caller's may learn on; a network that cannot be copied is taken itself."
+    try: return copy.deepcopy(net)
+    except (RuntimeError, TypeError): return net
+
 def get_observer(
     source,              # file or name, or several: a list, or separated by commas
     images: ImageSet = None,  # whose classes it shall answer for; its own where None
@@ -338,7 +344,7 @@ def get_observer(
     sources = source.split(',') if isinstance(source, str) and not os.path.isfile(source) else list(source) if isinstance(source, (list, tuple)) else [source]
     bare = next((s for s in sources if isinstance(s, torch.nn.Module) and not isinstance(s, models.Network)), None)
     if bare is not None: raise ValueError(f'{type(bare).__name__} does not say what it looks at and which classes it knows: give rded.models.Network({type(bare).__name__}, "its name", classes, pixels, names of the classes, mean=…, std=…)')
-    nets = [copy.deepcopy(s).to(device or s.mean.device) if isinstance(s, models.Network) else models.load(s, size=size, device=device or 'cpu') for s in sources]     # the caller's may learn on
+    nets = [_copied(s).to(device or s.mean.device) if isinstance(s, models.Network) else models.load(s, size=size, device=device or 'cpu') for s in sources]
     wrong = [net for net in nets if size and net.size != size]
     if wrong: raise ValueError(f'the observer {wrong[0].arch} looks at {wrong[0].size} px images, not at {size} px: use images of {wrong[0].size} px (--size), or an observer for {size} px')
     if images is None:

@@ -173,10 +173,18 @@ def _no_seed_twice(results):
         seen[r['seed']] = r['file']
     return tuple(sorted(results, key=lambda r: r['seed']))
 
+def _join_older(groups):
+    "Older results do not say who chose: they join the cell that is theirs in all else, where there is one."
+    seeds = lambda key: {r['seed'] for r in groups[key]}
+    for key in [k for k in groups if k[-1] is None]:
+        known = [k for k in groups if k[-1] and k[:-1] == key[:-1]]
+        if len(known) == 1 and not seeds(key) & seeds(known[0]): groups[known[0]] += groups.pop(key)
+
 def cells(results):
     "Results grouped into cells, in the order of the tables."
     groups = {}
     for r in results: groups.setdefault(_key(r), []).append(r)
+    _join_older(groups)
     return sorted((Cell(_no_seed_twice(g)) for g in groups.values()), key=_order)
 
 def baseline(cell, among, method='random-images'):

@@ -596,7 +596,7 @@ class Runner:
     def parameters(self, job, device):
         "All that the notebook is given."
         full = lambda p: str(Path(p).resolve()) if p and os.path.exists(p) else p
-        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': job.seeds_here(self.out), 'methods': list(job.methods), 'data': full(job.data),
+        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': job.seeds_here(self.out) or list(job.seeds), 'methods': list(job.methods), 'data': full(job.data),
                 'out': str(self.out.resolve()), 'observers': str(self.observers.resolve()), 'device': 'cpu' if device == 'cpu' else 'cuda'}
 
     def start(self, job, device):
@@ -671,8 +671,7 @@ def devices_here(device='auto'):
     import torch
     if device == 'cpu' or device == 'auto' and not torch.cuda.is_available(): return ['cpu']
     if not torch.cuda.is_available(): raise ValueError('no CUDA device here: use --device cpu or auto')
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    return visible.split(',') if visible else [str(k) for k in range(torch.cuda.device_count())]
+    return [str(k) for k in range(torch.cuda.device_count())]
 
 def check_ready(table, settings):
     "ValueError, before anything runs, for a missing papermill and for parameters the notebook does not have."

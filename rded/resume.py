@@ -77,7 +77,7 @@ class Resume:
 
     def _set_aside(self, theirs):
         differ = [k for k in {**theirs, **self.about} if theirs.get(k) != self.about.get(k)]
-        warnings.warn(f'{self.path} holds a training of other settings ({", ".join(differ)}), which this one does not go on from, and will overwrite')
+        if not ranks.rank(): warnings.warn(f'{self.path} holds a training of other settings ({", ".join(differ)}), which this one does not go on from, and will overwrite')
         return {}
 
     def save(self, told: dict, net, optimizer, average=None, device='cpu', **generators):

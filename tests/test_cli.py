@@ -318,9 +318,10 @@ def test_a_network_of_ones_own(made, tmp_path):
     from rded.labels import relabel
     made_by_hand = baselines.random_images(load('digits', 'train'), 2, 16)
     made_by_hand.save(tmp_path / 'set')
-    relabel(made_by_hand, get_observer(net, images), recipes.unmirrored(recipes.paper_training('conv3', 2, 10), 'digits'), 2, out=tmp_path / 'labels')
+    relabel(made_by_hand, get_observer(net, images), recipes.paper_training('conv3', 2, 10), 2, out=tmp_path / 'labels')
     assert main(['train', '--distilled', str(tmp_path / 'set'), '--labels', str(tmp_path / 'labels'), '--student', 'conv3', '--val', 'digits', '--epochs', '2', '--out', str(tmp_path / 's.safetensors'), '--json', str(tmp_path / 's.json')]) == 0
-    assert json.loads((tmp_path / 's.json').read_text())['observer']['arch'] == 'own'
+    told = json.loads((tmp_path / 's.json').read_text())
+    assert told['observer']['arch'] == 'own' and told['training'].startswith('paper, ')      # mirrored, as the labels were recorded
     torch.save({'state_dict': {f'model.{k}': v for k, v in models.load(made / 'observer.safetensors').body.state_dict().items()}}, tmp_path / 'lightning.ckpt')
     assert models.load(tmp_path / 'lightning.ckpt').arch == 'conv3'
 

@@ -87,6 +87,14 @@ def test_a_seed_counts_once():
         report.cells([{**RESULT, 'file': 'a.json'}, {**RESULT, 'file': 'b.json'}])
 
 
+def test_cells_are_told_apart_by_who_chose_and_older_results_join_the_only_one():
+    by = lambda seed, who: {**RESULT, 'file': f'{seed}{who}.json', 'seed': seed, **({'scored_by': {**RESULT['observer'], 'sha256': who * 64}} if who else {})}
+    seeds = lambda *results: sorted([r['seed'] for r in c.results] for c in report.cells(list(results)))
+    assert seeds(by(0, 'a'), by(1, 'a'), by(2, 'b')) == [[0, 1], [2]]
+    assert seeds(by(0, ''), by(1, 'a'), by(2, 'a')) == [[0, 1, 2]] and seeds(by(0, ''), by(1, 'a'), by(2, 'b')) == [[0], [1], [2]] and seeds(by(0, ''), by(0, 'a')) == [[0], [0]]
+    assert report.cells([by(0, 'a')])[0].published is None      # another network chose than the one that labels
+
+
 def test_the_published_number_stands_beside_rded_on_its_own_data_only():
     own = lambda **change: report.cells([{**RESULT, 'file': 'a.json', **change}])[0].published
     assert own().top1 == 50.2

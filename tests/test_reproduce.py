@@ -531,3 +531,20 @@ def test_the_report_knows_the_other_tables_numbers(changes, top1):
     result = {**base, **{k: v for k, v in changes.items() if k != 'arch'}, 'observer': {'name': 'o', 'sha256': None, 'top1': None, 'arch': changes['arch']}}
     found = cells([result])[0].published
     assert (found and found.top1) == top1
+
+
+def test_a_worker_sees_one_of_the_gpus_that_we_may_see(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,GPU-0123')
+    assert [reproduce.visible(d) for d in ('0', '1', 'cpu')] == ['3', 'GPU-0123', '']
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    assert reproduce.visible('2') == '2'
+
+
+def test_results_of_held_out_images_and_of_other_observers(tmp_path):
+    (job,) = reproduce.jobs_of('main_table', None, {'dataset': ['CIFAR-10'], 'network': ['convnet'], 'ipc': [1]}, [0, 1], ['rded'], True)
+    for seed, change in ((0, {'observer': {'name': "somebody's.safetensors"}}), (1, {'split': 'held-out'})):
+        file = reproduce.result_file(tmp_path, job.recipe, 'rded', seed)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({'recipe': job.recipe.name, 'training': job.recipe.training.name, 'ipc': 1, 'student': job.recipe.student, 'observer': {'name': job.labelled_by}, 'split': 'val', **change}))
+    assert job.seeds_here(tmp_path) == [1]      # whoever labelled seed 0, it stands
+    with pytest.raises(ValueError, match='another run .split held-out, now val'): job.missing(tmp_path)
