@@ -169,7 +169,8 @@ class Job:
 
     def seeds_here(self, out):
         "The seeds to run: all, so that the notebook shows them, but those whose results stand by an observer that somebody trained elsewhere."
-        return [s for s in self.seeds if not all(foreign(result_file(out, self.recipe, m, s, self.labels), self) for m in self.methods)]
+        ours = [s for s in self.seeds if not all(foreign(result_file(out, self.recipe, m, s, self.labels), self) for m in self.methods)]
+        return ours or list(self.seeds)
 
     def missing(self, out):
         "The files of `left`."
@@ -596,7 +597,7 @@ class Runner:
     def parameters(self, job, device):
         "All that the notebook is given."
         full = lambda p: str(Path(p).resolve()) if p and os.path.exists(p) else p
-        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': job.seeds_here(self.out) or list(job.seeds), 'methods': list(job.methods), 'data': full(job.data),
+        return {**job.values, **{k: full(v) if k in ('observer', 'labeller') else v for k, v in self.settings.items()}, **job.settings, 'seeds': job.seeds_here(self.out), 'methods': list(job.methods), 'data': full(job.data),
                 'out': str(self.out.resolve()), 'observers': str(self.observers.resolve()), 'device': 'cpu' if device == 'cpu' else 'cuda'}
 
     def start(self, job, device):
