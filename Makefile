@@ -2,7 +2,7 @@
 # make quickstart   the digits, end to end, in minutes: observer, distilled set, student
 # make test         every notebook, then pytest
 # make reproduce    a table of the paper: make reproduce TABLE=main_table DATA=../data [MORE='--seeds 0 --dry-run']
-# make bars         `plus`, `long` and `steady` where no setting was tried, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images] [HARD=1: the cells of `plus` with class labels]
+# make bars         `plus`, `long` and `steady` on other networks and data, three seeds a cell, and the observers that label there; what stands is not run again: make bars DATA=../data [MINUTES=25] [AT_ONCE=2] [METHOD=random-images] [HARD=1: the cells of `plus` with class labels]
 # make gpu          one GPU: the bars, then what is worth most of the tables (ResNet-18's, plus's, long's and steady's that stand in reports/ are left out), then the GPU's speed: make gpu DATA=../data [MINUTES=25, of each of the two] [DEVICES=0,0]
 # make bench        the published way and ours in turn, about ten minutes: make bench [STAGE=gpu DATA=../data/cifar10 OBSERVER=FILE]
 # make lab          JupyterLab on the notebooks
@@ -41,7 +41,7 @@ TABLE ?= main_table
 reproduce: $(SETUP)
 	$(BIN)/rded reproduce $(TABLE) $(if $(DATA),--data $(DATA),--tiny) $(MORE)
 
-# `plus`, `long` and `steady` where no setting was tried. An observer that is not in reports/observers is trained, once; a cell is one seed, and what stands in reports/results is left out
+# `plus`, `long` and `steady` on other networks and data than Conv-3 and CIFAR-10. An observer that is not in reports/observers is trained, once; a cell is one seed, and what stands in reports/results is left out
 MINUTES ?= 25
 AT_ONCE ?= 2
 METHOD ?= rded

@@ -737,7 +737,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
         '--factor': dict(type=whole(1), help='an image is F × F patches (default: 2 from 128 px on, else 1)'),
         '--crops': dict(type=whole(1), default=5, help='crops of an image (5)'), '--preselect': dict(type=whole(1), default=300, help='images drawn of each class (300)'),
         '--spares': SPARES,
-        '--size': dict(type=PIXELS, help="pixels (default: the observer's)"), '--selection': dict(default='top', help="which crops to keep ('top'); an unknown name lists all"),
+        '--size': dict(type=PIXELS, help="pixels (default: the observer's)"), '--selection': dict(default='top', help="which crops to keep ('top'); an unknown name lists all; whole images that cover a class: --method top-of-clusters"),
         '--canvas': dict(default='mean', choices=('mean', 'enlarge'), help='how a patch is shown to the observer'),
         '--iterations': dict(type=whole(1), help="of the optimisation, for --method sre2l (default: the data set's number)"),
         '--jpeg': dict(type=whole(1), metavar='Q', help='degrade the images as JPEG of this quality would, whichever method but sre2l chose them (the published code: 75)'),
