@@ -50,15 +50,15 @@ class Cell:
 
 def variant(
     recipe,
-    name=None,  # what is added to its name; by default the fields and their values
+    name=None,  # what is added to its name; by default the fields that change, of the training too, and their values
     training={},  # fields of the training that change
     **fields,   # of the recipe
 ):
     "A recipe with some fields changed, and a name that says so; unchanged where nothing changes."
     fields = {k: v for k, v in fields.items() if v != getattr(recipe, k)}
-    other = replace(recipe.training, **training, name=f'{recipe.training.name}-{name}') if training else recipe.training
     if not fields and not training: return recipe
-    name = name or '-'.join(f'{k}{v}' if isinstance(v, int) else str(v) for k, v in fields.items())
+    name = name or '-'.join([*(f'{k}{v}' if isinstance(v, int) else str(v) for k, v in fields.items()), *(f'{k}-{v}' for k, v in training.items())])
+    other = replace(recipe.training, **training, name=f'{recipe.training.name}-{name}') if training else recipe.training
     return replace(recipe, name=f'{recipe.name}-{name}', training=other, **fields)
 
 def with_epochs(
@@ -105,9 +105,10 @@ class Comparison:
             labels = None if plain else labels_of(cell.labels, made, eyes, training, cell.seed, self.out / 'labels' / cell.name, self.device)
             write_json(file, pipeline.train_set(made, eyes if cell.labels == 'region' else None, self.val, cell.recipe.student, training, cell.seed, recipe=cell.recipe, labels=labels, **self.how)[1])
         found = check_result(read_json(file), file)
-        by = found['observer'] and found['observer']['sha256']
-        check_same(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], data=found['data'], split=found['split'], n=found['n'], observer=by),
-                dict(recipe=cell.recipe.name, student=cell.recipe.student, training=training.name, epochs=training.epochs, data=self.val.name, split=self.val.split, n=len(self.val), observer=None if cell.labels == 'hard' else eyes.sha256))
+        sha = lambda role: (found.get(role) or {}).get('sha256')
+        check_same(file, dict(recipe=found['recipe'], student=found['student'], training=found['training'].removesuffix('-hard').split(', labels')[0], epochs=found['curve'][-1]['epoch'], data=found['data'], split=found['split'], n=found['n'], observer=sha('observer'), scored_by=sha('scored_by')),
+                dict(recipe=cell.recipe.name, student=cell.recipe.student, training=training.name, epochs=training.epochs, data=self.val.name, split=self.val.split, n=len(self.val), observer=None if cell.labels == 'hard' else eyes.sha256,
+                     **({'scored_by': (scorer or self.observer).sha256} if sha('scored_by') else {})))
         return found
 
     def results(self, cells, **how):
