@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_MEMBER', 'DAMAGED', 'ILSVRC', 'NETTE', 'WOOF', 'CMC', 'CIFAR', 'SUBSET', 'FASTAI', 'KNOWN', 'PICKLED', 'RECORD',
-           'safe_key', 'safe_parts', 'Member', 'tar_members', 'zip_members', 'folder_members', 'members', 'fill',
-           'class_folders', 'tiny_imagenet', 'devkit', 'ilsvrc', 'read_classes', 'records', 'cifar_binary',
-           'cifar_pickled', 'Known', 'find_source', 'counted', 'complaints', 'prepare']
+           'FINISHED', 'safe_key', 'safe_parts', 'Member', 'tar_members', 'zip_members', 'folder_members', 'members',
+           'fill', 'class_folders', 'tiny_imagenet', 'devkit', 'ilsvrc', 'read_classes', 'records', 'cifar_binary',
+           'cifar_pickled', 'Known', 'find_source', 'origin', 'counted', 'odd_classes', 'complaints', 'doubtful',
+           'prepare']
 
 # %% ../nbs/43_prepare.ipynb #aac3cc6c
 import gzip, io, lzma, os, re, shutil, stat, tarfile, zipfile, zlib
@@ -48,9 +49,11 @@ def _sized(size, parts, where):
     if size > MAX_MEMBER: raise ValueError(f'{where}: its member {"/".join(parts)!r} unfolds to {size} bytes, as no image does: fetch it again')
     return size
 
+def _entries(archive): return (info for info in archive if info.name != '.')     # `tar -C folder .` begins with the folder itself
+
 def tar_members(archive, where):
     "The files of an open tar archive; `ValueError` for links, devices and names that leave their folder."
-    for info in archive:
+    for info in _entries(archive):
         parts = safe_parts(info.name, where)
         if info.isdir(): continue
         if not info.isfile(): raise ValueError(f'{where}: its member {info.name!r} is a link or a device, which no official archive holds: fetch it again')
@@ -68,6 +71,8 @@ def folder_members(folder):
     "The visible files under a folder."
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
+        linked = [Path(above, f) for f in folders if Path(above, f).is_symlink()]
+        if linked: raise ValueError(f'{linked[0]} is a link to a folder: copy what it leads to, or give a folder that holds no links')
         for path in (Path(above, name) for name in sorted(names) if not name.startswith('.')):
             if not path.is_file() or not path.resolve().is_relative_to(Path(folder).resolve()):
                 raise ValueError(f'{path} is a device, a broken link, or one that leads out of {folder}: copy what it leads to, or give that folder')
@@ -92,7 +97,9 @@ def _put(member, target):
     part = target.with_name('.part')
     part.unlink(missing_ok=True)
     try:
-        if member.path: return os.link(member.path, target) if not target.exists() else None
+        if member.path:
+            target.unlink(missing_ok=True)
+            return os.link(member.path, target)
     except OSError: pass        # another disk, or one without hard links: copy
     try:
         with open(part, 'xb') as file:      # never through a link that somebody put there
@@ -117,7 +124,8 @@ def fill(
     staging.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     for member in images: _put(member, staging / member.parts[-1])
-    (staging / '.part').unlink(missing_ok=True)
+    for left in staging.iterdir():
+        if left.name not in names: left.unlink()
     os.replace(staging, target)
     return True
 
@@ -179,7 +187,7 @@ def devkit(path):
 def _train_tars(path, wanted):
     "Groups of the training archive, one class opened at a time."
     with tarfile.open(path) as outer:
-        for info in outer:
+        for info in _entries(outer):
             name = safe_parts(info.name, path)[-1]
             if not (info.isfile() and re.fullmatch(r'n\d{8}\.tar', name)): raise ValueError(f'{path}: its member {info.name!r} is not the tar of a class: fetch it again')
             if name[:9] in wanted: yield 'train', name[:9], _Later(partial(_inner, outer, info, path))
@@ -340,9 +348,19 @@ def _download(known, source):
     except (OSError, RuntimeError) as error: raise ValueError(f'{known.url} cannot be downloaded: {" ".join(str(error).split())}') from None
     return source / known.archives[0]
 
-def _ilsvrc_groups(source, wanted):
+def _archives(known, source):
+    "The archives that are read, as paths; none where a folder is. All of ILSVRC's or none: torchvision leaves its development kit beside train/ and val/."
+    if source.is_file(): return [source]
+    ours = [source / name for name in ILSVRC.values()] if known.kind == 'ilsvrc' else []
+    return ours if all(path.is_file() for path in ours) else []
+
+def origin(known, source):
+    "{name: bytes} of the archives, or {name: None} of the folder that is read in their place."
+    return {path.name: path.stat().st_size for path in _archives(known, source)} or {source.resolve().name: None}
+
+def _ilsvrc_groups(known, source, wanted):
     "Groups of the archives or of a prepared ImageNet-1K, and what the development kit says of the counts."
-    if (source / ILSVRC['devkit']).is_file() or not _is_laid_out(source):
+    if _archives(known, source) or not _is_laid_out(source):
         (val, train), counts = ilsvrc(source, wanted)
         return [val, train], counts
     groups = class_folders(source)
@@ -359,6 +377,12 @@ def counted(out):
     return {split: {d.name: count(d) for d in sorted(os.scandir(Path(out, split)), key=lambda d: d.name) if d.is_dir()}
             for split in ('train', 'val') if Path(out, split).is_dir()}
 
+def odd_classes(split, there, known, exact=None):
+    "{class: images} of those whose number of images is wrong, or that do not belong there."
+    least, most = getattr(known, split)
+    right = lambda k, n: n == exact.get(k) if split == 'train' and exact else least <= n <= most
+    return {k: n for k, n in there.items() if not right(k, n) or isinstance(known.classes, list) and k not in known.classes}
+
 def complaints(counts, known, exact=None):
     "What is wrong with the counts, in words; empty where nothing is. `exact` are the training images of each class, where they are known."
     said = [f'no {s}/' for s in ('train', 'val') if s not in counts]
@@ -367,29 +391,47 @@ def complaints(counts, known, exact=None):
         wanted = known.classes if isinstance(known.classes, list) else None
         number = len(wanted) if wanted else known.classes
         if number and len(there) != number: said.append(f'{split}: {len(there)} classes, not {number}' + (f' (missing {sorted(set(wanted) - set(there))[:3]})' if wanted else ''))
-        odd = {k: n for k, n in there.items() if not least <= n <= most}
-        if split == 'train' and exact: odd = {k: n for k, n in there.items() if n != exact.get(k)}
-        said += [f'{split}/{k}: {n} images, not {(exact or {}).get(k) or (least if least == most else f"{least} to {most}")}' for k, n in list(odd.items())[:3]]
+        odd = list(odd_classes(split, there, known, exact).items())[:3]
+        said += [f'{split}/{k}: {n} images, not {(exact or {}).get(k) or (least if least == most else f"{least} to {most}")}' for k, n in odd if not wanted or k in wanted]
+        said += [f'{split}/{k} is none of its classes' for k, _ in odd if wanted and k not in wanted]
         if total and there and not exact and sum(there.values()) != total: said.append(f'{split}: {sum(there.values())} images, not {total}')
     return said
+
+def doubtful(counts, known, exact=None):
+    "[(split, class)] to make again where the counts are wrong: the odd classes, or a whole split whose total is wrong."
+    out = []
+    for split, total in zip(('train', 'val'), known.totals or (None, None)):
+        there = counts.get(split, {})
+        off = total and not exact and sum(there.values()) != total
+        out += [(split, key) for key in (there if off else odd_classes(split, there, known, exact))]
+    return out
 
 # %% ../nbs/43_prepare.ipynb #6d73ab0f
 RECORD = 'rded-data.json'
 
-def _start(out, name, classes):
-    "ValueError unless `out` is empty or holds this very data set, perhaps unfinished; notes what is being made."
+FINISHED = 'checked', 'images', 'counts'     # what the record says besides when all is done
+
+def _start(out, name, classes, source):
+    "ValueError unless `out` is empty or holds this very data set from this source, perhaps unfinished; notes what is being made, of what (as `origin` has it)."
     about = {'format': 'rded-data-1', 'name': name, 'classes': classes}
     there = [p for p in out.iterdir() if p.name != '.lock'] if out.is_dir() else []
     if (out / RECORD).is_file():
         old = read_json(out / RECORD)
         if {k: old.get(k) for k in about} != about: raise ValueError(f"{out} holds {old.get('name')} with other settings: choose another --out, or remove it")
-        return
+        return _go_on(out, old, source)
     if there: raise ValueError(f'{out} holds something else ({sorted(p.name for p in there)[0]}): choose another --out')
-    write_json(out / RECORD, about)
+    write_json(out / RECORD, {**about, 'source': source})
+
+def _go_on(out, old, source):
+    "ValueError where what stands is of another source; an unfinished one begins anew where an archive of the same name has changed, as one that was fetched again."
+    its, told = old.get('source', source), lambda s: ', '.join(f'{name} ({size} bytes)' if size else name for name, size in s.items())     # older records name none
+    if set(its) != set(source) or its != source and 'checked' in old: raise ValueError(f'{out} was made from {told(its)}, not from {told(source)}: choose another --out, or remove it')
+    for part in ('train', 'val', '.preparing') if its != source else (): shutil.rmtree(out / part, ignore_errors=True)
+    if 'checked' not in old: write_json(out / RECORD, {**old, 'source': source})
 
 def _groups(name, known, source):
     "([groups], training images of each class where they are known)."
-    if known.kind == 'ilsvrc': return _ilsvrc_groups(source, known.classes if isinstance(known.classes, list) else None)
+    if known.kind == 'ilsvrc': return _ilsvrc_groups(known, source, known.classes if isinstance(known.classes, list) else None)
     if known.kind == 'cifar': return [_cifar_groups(name, source)], {}
     return [tiny_imagenet(source) if known.kind == 'tiny' else class_folders(source)], {}
 
@@ -418,7 +460,7 @@ def prepare(
     source = find_source(name, known, source, download)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / '.lock', wait=False):
-        _start(out, name, known.classes)
+        _start(out, name, known.classes, origin(known, source))
         parts, exact = _groups(name, known, source)
         made, number = 0, len(known.classes) if isinstance(known.classes, list) else known.classes
         together = (group for part in parts for group in part)
@@ -432,7 +474,10 @@ def prepare(
 def _finish(out, name, known, exact, made, check):
     counts = counted(out)
     wrong = complaints(counts, known, exact) if check else []
-    if wrong: raise ValueError(f'{out} is not what {name} should be: {"; ".join(wrong[:4])}: fetch the archives again, or pass --no-check')
+    if wrong:
+        for split, key in doubtful(counts, known, exact): shutil.rmtree(out / split / key, ignore_errors=True)
+        write_json(out / RECORD, {k: v for k, v in read_json(out / RECORD).items() if k not in FINISHED})
+        raise ValueError(f'{out} is not what {name} should be: {"; ".join(wrong[:4])}: fetch the archives again and repeat this, which makes those classes anew, or pass --no-check')
     totals = {split: sum(c.values()) for split, c in counts.items()}
     write_json(out / RECORD, {**read_json(out / RECORD), 'checked': check, 'images': totals, 'counts': counts})
     return {'name': name, 'folder': str(out), 'classes': len(counts.get('train', {})), 'made': made, **totals}

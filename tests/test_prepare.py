@@ -218,6 +218,82 @@ def test_fastai_keeps_its_own_split(tmp_path, monkeypatch):
     assert (made['train'], made['val'], made['made']) == (8, 12, 8)
 
 
+def fastai(path, missing=(), scale=1):
+    "fast.ai's archive of four classes with two training and three validation images each."
+    with tarfile.open(path, 'w:gz') as tar:
+        for split, n in (('train', 2), ('val', 3)):
+            for w in FOUR:
+                for k in range(n):
+                    if (split, w, k) not in missing: add(tar, f'imagenette2/{split}/{w}/{w}_{k}.JPEG', scale * jpeg(k))
+
+
+@pytest.fixture
+def four(monkeypatch): monkeypatch.setitem(KNOWN, 'imagenette-fastai', replace(KNOWN['imagenette-fastai'], classes=FOUR, train=(1, 2), val=(2, 3), totals=(8, 12)))
+
+
+def test_two_sources_are_not_mixed(tmp_path, four, monkeypatch):
+    small, large, out = tmp_path / 'imagenette2-160.tgz', tmp_path / 'imagenette2-320.tgz', tmp_path / 'out'
+    fastai(small); fastai(large, scale=2)
+    make = lambda source: prepare.prepare('imagenette-fastai', source, out)
+    fill, left = prepare.fill, [3]
+    def interrupted(*args):
+        left[0] -= 1
+        if left[0] < 0: raise KeyboardInterrupt
+        return fill(*args)
+    monkeypatch.setattr(prepare, 'fill', interrupted)
+    with pytest.raises(KeyboardInterrupt): make(small)
+    monkeypatch.setattr(prepare, 'fill', fill)
+    refused = pytest.raises(ValueError, match=r'was made from imagenette2-160.tgz \(\d+ bytes\), not from imagenette2-320.tgz')
+    with refused: make(large)
+    assert make(small)['made'] == 5 and make(small)['made'] == 0
+    with refused: make(large)
+    record = json.loads((out / 'rded-data.json').read_text())
+    assert record['source'] == {small.name: small.stat().st_size} and str(tmp_path) not in str(record)
+    record.pop('source')                                               # prepared before sources were noted
+    (out / 'rded-data.json').write_text(json.dumps(record))
+    assert make(large)['made'] == 0
+
+
+def test_an_unfinished_set_begins_anew_when_its_archive_is_fetched_again(tmp_path, four):
+    source, out = tmp_path / 'imagenette2-160.tgz', tmp_path / 'out'
+    fastai(source, scale=2)
+    prepare.prepare('imagenette-fastai', source, out)
+    record = json.loads((out / 'rded-data.json').read_text())
+    (out / 'rded-data.json').write_text(json.dumps({k: v for k, v in record.items() if k not in prepare.FINISHED}))
+    fastai(source)
+    assert prepare.prepare('imagenette-fastai', source, out)['made'] == 8
+    assert {p.read_bytes() for p in out.rglob('*_0.JPEG')} == {jpeg(0)}
+
+
+@pytest.mark.parametrize('missing', [{('train', FOUR[1], 1)}, {('val', FOUR[2], k) for k in range(3)}, {('train', FOUR[0], 0), ('train', FOUR[0], 1), ('val', FOUR[0], 0)}])
+@pytest.mark.parametrize('unpacked', [False, True])
+def test_what_was_wrong_is_made_again_from_a_mended_source(tmp_path, four, missing, unpacked):
+    source = tmp_path / 'imagenette2-160.tgz'
+    def give(missing):
+        fastai(source, missing)
+        if not unpacked: return source
+        with tarfile.open(source) as tar: tar.extractall(tmp_path / 'folder', filter='data')
+        return tmp_path / 'folder' / 'imagenette2'
+    argv = lambda missing: ['prepare', 'imagenette-fastai', '--source', str(give(missing)), '--out', str(tmp_path / 'out')]
+    assert main(argv(missing)) == 2 and main(argv(set())) == 0
+    assert len(tree(tmp_path / 'out')) == 8 + 12 + 1
+
+
+def test_what_torchvision_leaves_of_imagenet_is_a_folder_that_is_laid_out(drawn, small, tmp_path):
+    prepare.prepare('imagenet1k', drawn, tmp_path / 'imagenet')
+    (tmp_path / 'imagenet' / ILSVRC['devkit']).write_bytes((drawn / ILSVRC['devkit']).read_bytes())
+    assert prepare.prepare('imagenet1k', tmp_path / 'imagenet', tmp_path / 'out')['train'] == 26
+
+
+def test_linked_class_folders_are_named(tmp_path, four, capsys):
+    for split in ('train', 'val'): (tmp_path / 'mine' / split).mkdir(parents=True)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'mine' / 'train' / FOUR[0]).symlink_to(tmp_path / 'elsewhere')
+    assert main(['prepare', 'imagenette-fastai', '--source', str(tmp_path / 'mine'), '--out', str(tmp_path / 'out')]) == 2
+    err = capsys.readouterr().err
+    assert f'{FOUR[0]} is a link to a folder' in err and err.count('\n') == 1
+
+
 def test_a_test_folder_validates_only_without_a_val_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(KNOWN, 'imagenette-fastai', replace(KNOWN['imagenette-fastai'], classes=FOUR, train=(2, 2), val=(3, 3), totals=(8, 12)))
     for splits, name in ((('train', 'val', 'test'), 'three'), (('train', 'test'), 'two')):
