@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SIGNIFICANCE', 'EXCESS', 'KNOWS', 'shift_and_flip', 'reflect', 'zoom_and_flip', 'resized_one_by_one', 'line_weights',
            'resized_together', 'fits_in_memory', 'on_device', 'learning_rate', 'train_observer', 'check_same_classes',
-           'settings_of', 'stored_size', 'step', 'warmup_epochs', 'train_epoch', 'augment', 'accuracy', 'plain',
-           'match_columns', 'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash', 'get_observer',
-           'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test', 'order_evidence',
-           'check_class_order', 'readable', 'complaint']
+           'check_padding', 'settings_of', 'stored_size', 'step', 'warmup_epochs', 'train_epoch', 'augment', 'accuracy',
+           'plain', 'match_columns', 'known_to', 'columns_called', 'mismatch', 'Observer', 'weights_hash',
+           'get_observer', 'ImageClasses', 'file_hash', 'best_assignment', 'halves_test', 'excess', 'shuffles_test',
+           'order_evidence', 'check_class_order', 'readable', 'complaint']
 
 # %% ../nbs/09_observer.ipynb #56faa356
 import copy
@@ -129,6 +129,7 @@ def train_observer(
 ) -> models.Network:         # with classes, accuracy and settings in its info
     "Train a classifier from scratch; its `info['top1']` is the last epoch's accuracy on `val`, in percent."
     check_same_classes(images, val)
+    check_padding(training, seen_at or size)
     net = models.build(arch, len(images.classes), size, images.classes, images.wnids, seed=seed, seen_at=seen_at).to(device)
     if training.images_per_class: images = images.subset([i for c in range(len(images.classes)) for i in draw_order(images, c, seed)[:training.images_per_class]])
     stored = stored_size(seen_at or size, training)
@@ -161,6 +162,10 @@ def check_same_classes(images, val):
     only = [(c, 'train') for c in ours if c not in theirs] + [(c, 'val') for c in theirs if c not in ours]
     told = f'{only[0][0]!r} is in {only[0][1]} only' if only else f'class 0 is {ours[0]!r} in one and {theirs[0]!r} in the other'
     raise ValueError(f'train and val of {images.name} have different classes ({len(ours)} and {len(theirs)}): {told}; give both the same')
+
+def check_padding(training, size):
+    "ValueError where images of so many pixels would be shifted by all of them or more."
+    if training.crop == 'pad' and training.padding >= size: raise ValueError(f'observer training: padding is {training.padding} for images of {size} px: give less than {size}')
 
 def settings_of(training):
     "Its plain values, as JSON can hold them."
