@@ -267,10 +267,10 @@ OBSERVERS = {   # (data set, network): what differs; the network None is any oth
 
 MUON = dict(optimizer='muon', lr=0.01, weight_decay=0.05, decay_vectors=False)     # what differs where Muon trains an observer
 
-WITHOUT_NORM = {'vgg11': 0.01, 'alexnet': 0.01}     # torchvision's reference rates of networks without normalisation: at 0.1 they learn nothing
+WITHOUT_NORM = dict.fromkeys(('alexnet', 'vgg11', 'vgg13', 'vgg16', 'vgg19', 'squeezenet1_0', 'squeezenet1_1'), 0.01)     # torchvision's reference rate of AlexNet and VGG without normalisation; SqueezeNet's is our choice. At 0.1 such networks learn nothing
 
 def observer_training(arch, dataset=None, size=32):
-    "How to train this observer: the data set's values where it has them, else by image size (128 px and more are large); networks without normalisation at a tenth of the rate."
+    "How to train this observer: the data set's values where it has them, else by image size (128 px and more are large); AlexNet, VGG and SqueezeNet, which have no normalisation, at a rate of 0.01."
     usual = OBSERVERS.get((dataset, plain_name(arch))) or OBSERVERS.get((dataset, None)) or (LARGE if size >= 128 else SMALL)
     return unmirrored(replace(usual, lr=WITHOUT_NORM.get(plain_name(arch), usual.lr)), dataset or '')
 
