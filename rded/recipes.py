@@ -465,7 +465,7 @@ def dataset_of(name):
 
 def form_of(name):
     "The same for a folder that holds one of its forms, fast.ai's or smaller: 'imagenette2-160' and 'imagenette-fastai' are ImageNette."
-    return dataset_of(name) or dataset_of(re.sub(r'(2?(-(160|320))?)?(-fastai)?$', '', name))
+    return dataset_of(name) or dataset_of(re.sub(r'((?<=imagenette)2|(?<=imagewoof)2)?(-(160|320))?(-fastai)?$', '', name, flags=re.I))
 
 # %% ../nbs/40_recipes.ipynb #a43216fc
 def cell(

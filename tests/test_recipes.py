@@ -161,6 +161,11 @@ def test_data_sets_are_known_by_what_people_call_them():
         ['CIFAR-10', 'CIFAR-10', 'Tiny-ImageNet', 'ImageNet-1K', 'ImageNette', None, None]
 
 
+def test_forms_of_a_data_set_are_not_its_successors():
+    forms = 'imagenette2', 'ImageNette2-160', 'imagenette2-320', 'imagewoof2', 'imagewoof-160', 'imagenette-fastai', 'cifar10', 'cifar10.2', 'cifar10-2', 'cifar102', 'imagenet2', 'imagenet-2', 'tiny-imagenet-2002'
+    assert [recipes.form_of(n) for n in forms] == ['ImageNette'] * 3 + ['ImageWoof'] * 2 + ['ImageNette', 'CIFAR-10'] + [None] * 6
+
+
 def test_a_change_is_in_the_name():
     t = recipes.changed(get('cifar10-conv3-ipc10').training, epochs=3, batch_size=None)
     assert (t.name, t.epochs, t.batch_size) == ('paper, epochs 3', 3, 50)
