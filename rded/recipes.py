@@ -386,7 +386,7 @@ class Recipe:
     preselect: int = 300            # images drawn from a class
     crops: int = 5                  # crops of an image
     scale: tuple = (0.08, 1.0)      # area of a crop
-    ratio: tuple = (1.0, 1.0)       # of its sides
+    ratio: tuple = (1.0, 1.0)       # of its sides; crops are squares, so nothing else is taken
     canvas: str = 'mean'            # 'mean': a patch is scored in the middle of the mean colour (departure 5); 'enlarge'
     selection: str = 'top'          # the most realistic crops of a class
     recovery: Recovery | None = None  # of SRe2L; None: the data set's
@@ -395,7 +395,10 @@ class Recipe:
 
     def __post_init__(self):
         _at_least_one('recipe', classes=self.classes, size=self.size, ipc=self.ipc, factor=self.factor,
-                      preselect=self.preselect, crops=self.crops)
+                      preselect=self.preselect, crops=self.crops, labellers=self.labellers)
+        _whole_from_zero('recipe', labeller_epochs=self.labeller_epochs)
+        if self.labellers > 1 and not self.labeller_epochs: raise ValueError(f'recipe: labellers is {self.labellers}: give labeller_epochs, too, or the observer that scores labels alone')
+        if tuple(self.ratio) != (1, 1): raise ValueError(f'recipe: ratio is {self.ratio}: give (1, 1), since crops are squares')
         _one_of('recipe', 'canvas', self.canvas, ('mean', 'enlarge'))
         if self.jpeg is not None and not 1 <= self.jpeg <= 95: raise ValueError(f'recipe: jpeg is {self.jpeg}: give a quality from 1 to 95, or None for PNG')
         if self.factor > self.size: raise ValueError(f'recipe: factor is {self.factor} for images of {self.size} px: give {self.size} or less')

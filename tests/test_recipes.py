@@ -122,7 +122,9 @@ def test_a_training_that_would_do_nothing_or_something_else_is_refused():
 
 @pytest.mark.parametrize('change, words', [
     (dict(ipc=0), 'ipc is 0'), (dict(ipc=-1), 'ipc is -1'), (dict(factor=0), 'factor is 0'), (dict(preselect=0), 'preselect is 0'),
-    (dict(crops=0), 'crops is 0'), (dict(jpeg=96), 'jpeg is 96'), (dict(factor=33), 'factor is 33'), (dict(canvas='black'), "canvas is 'black': choose from mean, enlarge")])
+    (dict(crops=0), 'crops is 0'), (dict(jpeg=96), 'jpeg is 96'), (dict(factor=33), 'factor is 33'), (dict(canvas='black'), "canvas is 'black': choose from mean, enlarge"),
+    (dict(labellers=0), 'labellers is 0'), (dict(labellers=0, labeller_epochs=2), 'labellers is 0'), (dict(labellers=2), 'labellers is 2: give labeller_epochs'), (dict(labeller_epochs=-1), 'labeller_epochs is -1'),
+    (dict(ratio=(0.75, 1.33)), r'ratio is .0.75, 1.33.: give .1, 1.')])
 def test_bad_values_are_named(change, words):
     with pytest.raises(ValueError, match=words): replace(get('cifar10-conv3-ipc10'), **change)
 
