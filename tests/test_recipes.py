@@ -47,7 +47,8 @@ def test_names_are_unique_and_each_main_cell_has_a_tiny_twin():
 @pytest.mark.parametrize('student, rate', [
     ('conv3', 1e-3), ('conv4', 1e-3), ('conv5', 1e-3), ('conv6', 1e-3), ('resnet18', 1e-3), ('resnet18_modified', 1e-3),
     ('resnet50', 1e-3), ('resnet101_modified', 1e-3), ('efficientnet_b0', 2e-3), ('mobilenet_v2', 2.5e-3), ('vgg11', 5e-4),
-    ('alexnet', 1e-4), ('vit_b_16', 1e-4), ('swin_v2_t', 1e-4), ('torchvision:vgg11', 5e-4)])
+    ('alexnet', 1e-4), ('vit_b_16', 1e-4), ('swin_v2_t', 1e-4), ('torchvision:vgg11', 5e-4),
+    ('timm:vit_base_patch16_224.augreg_in1k', 1e-4), ('timm:mobilenetv2_100', 2.5e-3), ('timm:swinv2_tiny_window8_256', 1e-4), ('timm:efficientnet_b0', 2e-3)])
 def test_learning_rates(student, rate):
     assert (paper_training(student, 10, 10).lr, paper_training(student, 10, 10).notes) == (rate, ())
 
