@@ -402,7 +402,7 @@ class Recipe:
                       preselect=self.preselect, crops=self.crops, labellers=self.labellers)
         _whole_from_zero('recipe', labeller_epochs=self.labeller_epochs)
         if self.labellers > 1 and not self.labeller_epochs: raise ValueError(f'recipe: labellers is {self.labellers}: give labeller_epochs, too, or the observer that scores labels alone')
-        if tuple(self.ratio) != (1, 1): raise ValueError(f'recipe: ratio is {self.ratio}: give (1, 1), since crops are squares')
+        if self.ratio != (1, 1): raise ValueError(f'recipe: ratio is {self.ratio}: give (1, 1), since crops are squares')
         _one_of('recipe', 'canvas', self.canvas, ('mean', 'enlarge'))
         if self.jpeg is not None and not 1 <= self.jpeg <= 95: raise ValueError(f'recipe: jpeg is {self.jpeg}: give a quality from 1 to 95, or None for PNG')
         if self.factor > self.size: raise ValueError(f'recipe: factor is {self.factor} for images of {self.size} px: give {self.size} or less')
