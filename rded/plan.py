@@ -429,9 +429,9 @@ def forget(files):
         finally: os.close(handle)
     return True
 
-def reading_rates(files, megabytes=64):
-    "{seek, read}: seconds a file and a MB from the disk."
-    with tempfile.TemporaryDirectory(dir='.') as folder:
+def reading_rates(files, beside, megabytes=64):
+    "{seek, read}: seconds a file and a MB from the disk of the folder `beside`; where that cannot be written to, a MB from that of the system's temporary folder."
+    with tempfile.TemporaryDirectory(prefix='.rded-', dir=beside if os.access(beside, os.W_OK) else None) as folder:
         large = Path(folder, 'large')
         large.write_bytes(os.urandom(megabytes * 10 ** 6))
         forget([large])
@@ -599,7 +599,7 @@ def _measured(folder, data, observer, arch, size, factor, crops, ipc, preselect,
     rows = [i for c in range(len(some.classes)) for i in datasets.draw_order(some, c, 0)[:-(-64 // len(some.classes))]]
     files = [Path(data, some.sources[i]) for i in rows] if some.x is None else []
     size_on_disk = statistics.fmean(f.stat().st_size for f in files) if files else float(some.x[0].numel())
-    found = {**listing_rates(data, images), **(reading_rates(files) if files else {'seek': 0.0, 'read': 0.0}), **image_rates(some, rows, -(-size // factor), crops), **observer_rates(eyes, size, factor, crops, turns)}
+    found = {**listing_rates(data, images), **(reading_rates(files, Path(data).resolve().parent) if files else {'seek': 0.0, 'read': 0.0}), **image_rates(some, rows, -(-size // factor), crops), **observer_rates(eyes, size, factor, crops, turns)}
     seen = some if len(some.classes) == len(images.classes) else None
     shown = eyes if seen else bench.FirstClasses(eyes, some.classes)
     found |= run_rates(some, shown, found, size=size, factor=factor, preselect=asked, crops=crops, ipc=ipc, workers=workers, turns=turns)

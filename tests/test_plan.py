@@ -1,13 +1,15 @@
 """The arithmetic of a plan by hand, what it refuses, its files, and the command."""
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, replace
 
 import pytest
 
-from rded.plan import AXES, Rates, Where, Work, cost, duration, growth, size_of, split, worst
+from rded.plan import AXES, Rates, Where, Work, cost, duration, growth, reading_rates, size_of, split, worst
 
 RATES = Rates(start=3, list=1e-5, header=2e-5, draw=2e-6, look=1e-9, seek=1e-4, read=1e-3, decode=1e-4, decode_mpx=1e-2, box=1e-4, crop=1e-4, crop_mpx=1e-3, forward=4e-3, exact=1e-2,
               together=1.25, again=1.5, select=1e-5, stitch=1e-3, write=1e-3, write_mpx=0.1, flops=3.6e9, png=2.0, patch_bytes=120, entry_bytes=90, packed=0.25, memory_mb=600,
@@ -25,6 +27,19 @@ def test_each_stage_by_hand():
     assert found['crop'].seconds == pytest.approx(150_000 * (0.0003 + 0.00002) * 1.25 / 2)
     assert found['score'].seconds == pytest.approx(150_000 * 0.004 * 1.25 / 2)
     assert found['score again'].pieces == 6000 and found['stitch'].pieces == 4000 and found['write'].pieces == 1000
+
+
+def test_the_disk_of_the_data_is_timed_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir(); (tmp_path / 'away').mkdir()
+    files = [tmp_path / 'data' / f'{k}.jpg' for k in range(3)]
+    for file in files: file.write_bytes(bytes(9000))
+    written, make = [], tempfile.TemporaryDirectory
+    monkeypatch.setattr(tempfile, 'TemporaryDirectory', lambda **how: written.append(how['dir']) or make(**how))
+    monkeypatch.chdir(tmp_path / 'away'); (tmp_path / 'away').rmdir()      # nothing can be written here
+    for allowed in (True, False):
+        monkeypatch.setattr(os, 'access', lambda path, mode: allowed)
+        assert set(reading_rates(files, tmp_path, megabytes=1)) == {'seek', 'read'}
+    assert written == [tmp_path, None] and [p.name for p in tmp_path.iterdir()] == ['data']
 
 
 def test_scoring_adds_up_on_cores_and_the_slowest_sets_the_pace_with_gpus():
