@@ -462,6 +462,7 @@ def prepare(
     with locked(out / '.lock', wait=False):
         _start(out, name, known.classes, origin(known, source))
         parts, exact = _groups(name, known, source)
+        _make_room(out, known, exact)
         made, number = 0, len(known.classes) if isinstance(known.classes, list) else known.classes
         together = (group for part in parts for group in part)
         try:
@@ -471,13 +472,17 @@ def prepare(
         shutil.rmtree(out / '.preparing', ignore_errors=True)
         return _finish(out, name, known, exact, made, check)
 
+def _make_room(out, known, exact):
+    "Remove the classes that the last check found wrong: they are made again."
+    if read_json(out / RECORD).get('wrong'):
+        for split, key in doubtful(counted(out), known, exact): shutil.rmtree(out / split / key)
+
 def _finish(out, name, known, exact, made, check):
     counts = counted(out)
     wrong = complaints(counts, known, exact) if check else []
     if wrong:
-        for split, key in doubtful(counts, known, exact): shutil.rmtree(out / split / key, ignore_errors=True)
-        write_json(out / RECORD, {k: v for k, v in read_json(out / RECORD).items() if k not in FINISHED})
+        write_json(out / RECORD, {**{k: v for k, v in read_json(out / RECORD).items() if k not in FINISHED}, 'wrong': True})
         raise ValueError(f'{out} is not what {name} should be: {"; ".join(wrong[:4])}: fetch the archives again and repeat this, which makes those classes anew, or pass --no-check')
     totals = {split: sum(c.values()) for split, c in counts.items()}
-    write_json(out / RECORD, {**read_json(out / RECORD), 'checked': check, 'images': totals, 'counts': counts})
+    write_json(out / RECORD, {**{k: v for k, v in read_json(out / RECORD).items() if k != 'wrong'}, 'checked': check, 'images': totals, 'counts': counts})
     return {'name': name, 'folder': str(out), 'classes': len(counts.get('train', {})), 'made': made, **totals}

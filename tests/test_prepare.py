@@ -275,7 +275,9 @@ def test_what_was_wrong_is_made_again_from_a_mended_source(tmp_path, four, missi
         with tarfile.open(source) as tar: tar.extractall(tmp_path / 'folder', filter='data')
         return tmp_path / 'folder' / 'imagenette2'
     argv = lambda missing: ['prepare', 'imagenette-fastai', '--source', str(give(missing)), '--out', str(tmp_path / 'out')]
-    assert main(argv(missing)) == 2 and main(argv(set())) == 0
+    assert main(argv(missing)) == 2
+    assert len(tree(tmp_path / 'out')) == 8 + 12 + 1 - len(missing)     # what stands is left
+    assert main(argv(set())) == 0
     assert len(tree(tmp_path / 'out')) == 8 + 12 + 1
 
 
