@@ -360,6 +360,8 @@ def _of_network(shop):
 
 def _of_results(shop): yield lambda: ['report', '--results', shop / 'bad-results', '--out', _gone(shop / 'report')]
 
+def _of_card(shop): yield lambda: ['export', '--distilled', shop / 'set', '--format', 'webdataset', '--results', shop / 'bad-results', '--out', _gone(shop / 'out')]
+
 # %% ../nbs/49_damage.ipynb #e4197fd8
 def _written(value): return value if isinstance(value, bytes) else json.dumps(value).encode()
 
@@ -386,7 +388,7 @@ def targets(
     return {'manifest of a set': (read('set/rded.json'), plain(shop / 'bad-set' / 'rded.json'), list(_of_manifest(shop)), ('bad-set', '.png', 'source images')),
             'description of labels': (read('labels/labels.json'), lambda v: _put_labels(shop / 'bad-labels' / 'labels.json', v), list(_of_labels(shop)), ('bad-labels',)),
             'header of a network': (load_tensors(shop / 'eye.safetensors')[1], lambda v: _put_header(shop / 'bad.safetensors', v), list(_of_network(shop)), ('bad.safetensors', 'the observer conv2', 'classes of data')),
-            'result': ({**read('result.json'), 'seed': 1}, plain(there), list(_of_results(shop)), ('bad.json',)), 'measurement': (MEASURED, plain(there), list(_of_results(shop)), ('bad.json',))}
+            'result': ({**read('result.json'), 'seed': 1}, plain(there), [*_of_results(shop), *_of_card(shop)], ('bad.json',)), 'measurement': (MEASURED, plain(there), list(_of_results(shop)), ('bad.json',))}
 
 def try_commands(
     target,  # of `targets`

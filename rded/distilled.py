@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PACKED', 'ABOUT', 'IMAGE', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'REAL',
-           'LIMITS', 'through_jpeg', 'jpeg_setting', 'stitch', 'safe_name', 'folder_names', 'Table', 'pixel_hash',
-           'DistilledSet', 'versions', 'described', 'assemble', 'synthesised', 'build', 'manifest_text',
-           'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'check_length', 'save', 'altered', 'load',
-           'escaped', 'code', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace', 'verify', 'locate',
-           'version_changes', 'rebuild', 'compare']
+           'LIMITS', 'RESULT', 'through_jpeg', 'jpeg_setting', 'stitch', 'safe_name', 'folder_names', 'Table',
+           'pixel_hash', 'set_digest', 'DistilledSet', 'versions', 'described', 'assemble', 'synthesised', 'build',
+           'manifest_text', 'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'check_length', 'save',
+           'altered', 'load', 'escaped', 'code', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace',
+           'verify', 'locate', 'version_changes', 'rebuild', 'compare']
 
 # %% ../nbs/14_distilled.ipynb #43280885
 import copy, gzip, json, lzma, os, re, shlex, warnings
@@ -117,6 +117,12 @@ def pixel_hash(
     "64-bit digest of an image's pixels and shape, 16 hexadecimal digits."
     return digest64(repr(tuple(x.shape)).encode() + x.contiguous().cpu().numpy().tobytes())
 
+def set_digest(
+    pairs, # (pixel hash, label) of every image
+):
+    "16 hexadecimal digits of all pixels and labels."
+    return digest64(''.join(f'{pixels}{label}' for pixels, label in pairs).encode())
+
 # %% ../nbs/14_distilled.ipynb #e4dcfa27
 class DistilledSet:
     "Images `.x` uint8 [n,3,S,S], labels `.y` LongTensor [n], classes, and the manifest to make them again (None for a plain folder)."
@@ -152,7 +158,7 @@ class DistilledSet:
     @property
     def digest(self):
         "16 hexadecimal digits of all pixels and labels: two sets are the same where these are."
-        return digest64(''.join(pixel_hash(x) + str(y) for x, y in zip(self.x, self.y.tolist())).encode())
+        return set_digest(zip(map(pixel_hash, self.x), self.y.tolist()))
 
     @property
     def files(self):
@@ -544,7 +550,7 @@ def _expected(manifest, results):
     "What was measured, if anything was; what cannot be promised."
     rows = [f"| {escaped(r['student'])} | {'region labels' if r.get('observer') else 'class labels'} | {escaped(r['training'])} | {r['top1']:.2f} % of {r['n']:,} | {r['seed']} |" for r in results]
     table = '\n'.join(['| student | trained on | training | top-1, last epoch | seed |', '|---|---|---|---|---|', *rows])
-    measured = f'Measured on this recipe:\n\n{table}' if rows else 'No measurement is recorded here; `rded train … --json FILE` makes one.'
+    measured = f'Measured on this set:\n\n{table}' if rows else 'No measurement is recorded here; `rded train … --json FILE` makes one.'
     return ("Such sets are made for students that learn from the observer's label of every view they see (region labels). With nothing but the class of an image a student learns much less. "
             f"Compare with random images of the same number (`rded distill --method random-images`): with region labels they can come close.\n\n{measured}")
 
@@ -571,6 +577,9 @@ def _sections(distilled, layout, results, terms):
     yield 'Limits', LIMITS.format(real=REAL[bool(manifest.get('synthetic'))], chosen=CHOSEN[_chosen(manifest)]) if manifest else LIMITS.replace('- {chosen}\n', '').format(real=REAL[False])
     yield 'Licence', _terms(manifest, terms)
 
+RESULT = {'method': 'text', 'ipc': 'positive', 'data?': 'text?', 'split?': 'text?', 'set?': 'text?', 'student': 'text', 'training': 'text', 'seed': 'whole', 'top1': 'percent', 'n': 'positive',
+          **{f'{who}{field}?': kind for who in ('observer', 'scored_by') for field, kind in (('', 'object?'), ('.name', 'text?'), ('.sha256', 'text?'))}}
+
 def _foreign(result, distilled):
     "Why a result JSON is not of such a set; None where it is."
     manifest, (method, ipc, data) = distilled.manifest, (result.get(key) for key in ('method', 'ipc', 'data'))
@@ -578,9 +587,11 @@ def _foreign(result, distilled):
     if result.get('split') == 'held-out': return f'a result on held-out images of {data}: give one on validation images'
     chose, its = manifest.get('observer'), result.get('scored_by') or result.get('observer')
     if chose and its and its.get('sha256') != chose.get('sha256'): return f"a result of images that another observer chose ({its.get('name')}, sha256 {its.get('sha256')}): it is not of this set"
+    if not result.get('set'): return f'a result of {method} at {ipc} a class of {data} that does not say of which set: train again'
+    if result['set'] != (its := set_digest((image['hash'], image['label']) for image in manifest['images'])): return f"a result of the set {result['set']}: this one is {its}"
 
 def belongs(result, distilled):
-    "Whether a result JSON is of such a set: method, images a class, data and the observer that chose are its, and no held-out images were looked at."
+    "Whether a result JSON is of this set: its method, images a class, data, observer that chose and digest, and no held-out images were looked at."
     return not _foreign(result, distilled)
 
 def title(distilled):
@@ -590,11 +601,11 @@ def title(distilled):
 def card(
     distilled,     # DistilledSet
     layout=FOLDER, # how the files lie: {'text': how to open them, 'loader': the module of rded that loads them}
-    results=(),    # result JSONs (dictionaries) of students trained on such a set
+    results=(),    # result JSONs (dictionaries) of students trained on this set
     terms=None,    # identifier of a licence, from one who may give it
 ):
     "CARD.md: what the set is, where it comes from, how to make, open and use it, what to expect, and whose the pixels are."
-    foreign = next(filter(None, (_foreign(r, distilled) for r in results)), None)
+    foreign = next(filter(None, (_foreign(check_fields(r, RESULT, 'result', 'a result of rded'), distilled) for r in results)), None)
     if foreign: raise ValueError(foreign)
     each = f'{distilled.ipc} a class' if distilled.ipc else 'not equally many a class'
     stitched = f', each stitched from {distilled.factor ** 2} patches of real images' if distilled.factor > 1 else ''

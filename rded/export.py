@@ -7,13 +7,13 @@ __all__ = ['WEBDATASET', 'UNPRINTABLE', 'FRONT', 'HUGGINGFACE', 'MAX_MEMBER', 'c
            'size_category', 'front_matter', 'huggingface', 'exported', 'load', 'results_for']
 
 # %% ../nbs/15_export.ipynb #486f0ffe
-import io, json, re, tarfile
+import io, json, re, tarfile, warnings
 from pathlib import Path
 
 import torch
 
-from .distilled import DistilledSet, altered, belongs, card, check_length, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
-from .files import atomic_dir
+from .distilled import RESULT, DistilledSet, altered, belongs, card, check_length, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
+from .files import atomic_dir, check_fields, read_json
 from .images import read_image, show_images, to_tensor
 
 # %% ../nbs/15_export.ipynb #11ebc9d3
@@ -251,10 +251,18 @@ def results_for(
     distilled, # DistilledSet with a manifest
     folder,    # of result JSONs, anywhere below it
 ):
-    "The results of students trained on such a set: its method, images a class, data and observer, on validation images."
-    from rded.files import read_json
+    "The results of students trained on this set, on validation images, none of them twice; a warning of those that do not say of which set they are."
     if not Path(folder).is_dir(): raise ValueError(f'{folder}: no such folder')
-    found = [read_json(path) for path in sorted(Path(folder).rglob('*.json'))]
-    ours = [r for r in found if isinstance(r, dict) and r.get('format') == 'rded-result-1' and belongs(r, distilled)]
-    if not ours: raise ValueError(f'{folder} holds no result of {distilled.manifest["method"] if distilled.manifest else "a set without a manifest"} at {distilled.ipc} a class of its data and observer, on validation images')
-    return sorted(ours, key=lambda r: (r['student'], not r.get('observer'), r['training'], r['seed']))
+    found = [check_fields(r, RESULT, path, 'a result of rded') for path in sorted(Path(folder).rglob('*.json')) if _is_result(r := read_json(path))]
+    unsaid = sum(not r.get('set') and belongs({**r, 'set': distilled.digest}, distilled) for r in found)
+    without = f'{unsaid} results of {distilled.manifest["method"]} at {distilled.ipc} a class do not say of which set they are, and are left out: train again' if unsaid else ''
+    ours = {_shown(r): r for r in found if belongs(r, distilled)}
+    if not ours: raise ValueError(f'{folder} holds no result of {distilled.manifest["method"] if distilled.manifest else "a set without a manifest"} at {distilled.ipc} a class that was trained on this set, on validation images{without and f"; {without}"}')
+    if without: warnings.warn(f'{folder}: {without}')
+    return [ours[key] for key in sorted(ours)]
+
+def _is_result(found): return isinstance(found, dict) and found.get('format') == 'rded-result-1'
+
+def _shown(r):
+    "What a card tells of a result, in the order of its rows."
+    return r['student'], not r.get('observer'), r['training'], r['seed'], r['top1'], r['n']

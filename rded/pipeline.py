@@ -132,7 +132,7 @@ def train_set(
     if precision != 'float32': history.last.update(look(net, 'float32'))
     net.info = {'top1': history.last['top1'], 'trained_on': method_of(distilled), 'seed': seed}
     cell = {'recipe': recipe.name if recipe else 'own', 'dataset': cited(recipe, val) if recipe else val.name, 'data': val.name, 'split': val.split, 'n': len(val),
-            'ipc': distilled.ipc or len(distilled) // classes, 'method': method_of(distilled), 'observer': described(getattr(labels, 'observer', None)), **scored_by(distilled), 'student': student,
+            'ipc': distilled.ipc or len(distilled) // classes, 'method': method_of(distilled), 'set': distilled.digest, 'observer': described(getattr(labels, 'observer', None)), **scored_by(distilled), 'student': student,
             'training': trained_with(training, labels), 'labels': labels.name, 'seed': seed}
     live = getattr(labels, 'observer', None) if labels.kind == 'live' else None  # others need no observer any more
     sizes = {'images': stored_bytes(distilled), 'labels': getattr(labels, 'bytes', 0), 'observer': weight_bytes((observer or live) if live else None)}

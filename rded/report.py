@@ -33,7 +33,7 @@ FIELDS = {  # a '?' allows null
     'bytes': 'object', 'bytes.images': 'whole', 'bytes.labels': 'whole?', 'bytes.observer': 'whole?',
     'command': 'text', 'environment': 'object', 'commit': 'text?'}
 
-MORE = {'observer.arch?': 'text?', 'environment.hardware?': 'text?', 'environment.device?': 'text?', 'note?': 'text?'}
+MORE = {'set?': 'text?', 'observer.arch?': 'text?', 'scored_by?': 'object?', **{f'scored_by.{k}?': 'text?' for k in ('name', 'arch', 'sha256')}, 'environment.hardware?': 'text?', 'environment.device?': 'text?', 'note?': 'text?'}
 
 def check_result(result, file='result'):
     "The result itself; `ValueError` naming the file and the first field that is missing or not what it should be."

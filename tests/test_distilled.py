@@ -376,7 +376,7 @@ def test_the_cards_lines_open_the_folder(tmp_path, digits, monkeypatch):
 
 def test_the_card_tells_results_that_belong_to_it(digits):
     made = make(digits)
-    result = dict(student='conv3', method='rded', ipc=2, data='digits', training='paper', top1=41.236, n=355, seed=1, observer={'name': 'eye'})
+    result = dict(student='conv3', method='rded', ipc=2, data='digits', training='paper', top1=41.236, n=355, seed=1, set=made.digest, observer={'name': 'eye'})
     text = distilled.card(made, results=[result, {**result, 'observer': None, 'top1': 20.0}])
     assert '| conv3 | region labels | paper | 41.24 % of 355 | 1 |' in text and '| conv3 | class labels | paper | 20.00 % of 355 | 1 |' in text
     assert ' %' not in distilled.card(made).split('## What to expect')[1].split('##')[0]               # no number without a result
@@ -436,14 +436,14 @@ def test_changed_and_swapped_images_are_not_loaded(tmp_path, digits, capsys):
     assert main(['info', str(tmp_path / 'set')]) == 0 and main(['verify', str(tmp_path / 'set')]) == 2
 
 
-def test_the_card_takes_no_result_of_another_observer_or_of_held_out_images(digits):
+def test_the_card_takes_no_result_of_another_set_or_observer_or_of_held_out_images(digits):
     made = make(digits)
     made.manifest['observer'] = dict(name='eye', arch='conv3', sha256='a' * 64, top1=90.0)
-    result = dict(student='conv3', method='rded', ipc=2, data='digits', split='val', training='paper', top1=41.236, n=355, seed=1, observer=made.manifest['observer'])
+    result = dict(student='conv3', method='rded', ipc=2, data='digits', split='val', training='paper', top1=41.236, n=355, seed=1, set=made.digest, observer=made.manifest['observer'])
     eye, other = result['observer'], {**result['observer'], 'name': 'other', 'sha256': 'b' * 64}
     for ours in (result, {**result, 'observer': None}, {**result, 'observer': other, 'scored_by': eye}): assert distilled.belongs(ours, made)
     for foreign, said in (({**result, 'split': 'held-out'}, 'held-out images of digits'), ({**result, 'observer': other}, r'another observer chose \(other, sha256 bbb'),
-                          ({**result, 'scored_by': other}, 'another observer chose')):
+                          ({**result, 'scored_by': other}, 'another observer chose'), ({**result, 'set': make(digits, factor=2).digest}, f'this one is {made.digest}'), ({**result, 'set': None}, 'does not say of which set')):
         assert not distilled.belongs(foreign, made)
         with pytest.raises(ValueError, match=said): distilled.card(made, results=[result, foreign])
 

@@ -309,5 +309,11 @@ def test_an_exported_set_trains(tmp_path, capsys):
                    '--out', tmp_path / f'{name}.safetensors', '--json', tmp_path / 'results' / f'{name}.json')[0] == 0
         tops.append(json.loads((tmp_path / 'results' / f'{name}.json').read_text())['top1'])
     assert tops[0] == tops[1]
+    read = lambda: json.loads((tmp_path / 'results' / 'set.json').read_text())
+    (tmp_path / 'results' / 'older.json').write_text(json.dumps({k: v for k, v in read().items() if k != 'set'} | {'seed': 1}))
     code, said = run(capsys, 'export', '--distilled', tmp_path / 'set', '--format', 'webdataset', '--results', tmp_path / 'results', '--out', tmp_path / 'told')
-    assert code == 0 and f'| conv3 | class labels | paper, epochs 2-hard | {tops[0]:.2f} % of 355 | 0 |' in (tmp_path / 'told' / 'CARD.md').read_text()
+    row, card = f'| conv3 | class labels | paper, epochs 2-hard | {tops[0]:.2f} % of 355 | 0 |', (tmp_path / 'told' / 'CARD.md').read_text()
+    assert code == 0 and card.count('| conv3 |') == card.count(row) == 1 and '1 results of random-images at 2 a class do not say of which set' in said.err
+    baselines.random_images(data.load('digits', 'train'), 2, 16, seed=1).save(tmp_path / 'other')
+    code, said = run(capsys, 'export', '--distilled', tmp_path / 'other', '--format', 'webdataset', '--results', tmp_path / 'results', '--out', tmp_path / 'no')
+    assert code == 2 and 'trained on this set' in said.err and read()['set'] == DistilledSet.load(tmp_path / 'set').digest

@@ -47,7 +47,7 @@ def test_a_missing_field_is_named(field, tmp_path):
 
 
 @pytest.mark.parametrize('field, value', [('top1', -1), ('top1', 100.1), ('top1', None), ('top5', '90'), ('n', 0), ('ipc', 1.5), ('seed', -1),
-                                          ('seed', False), ('recipe', ''), ('recipe', 3), ('observer', 'conv3'), ('bytes', []), ('seconds', -1)])
+                                          ('seed', False), ('recipe', ''), ('recipe', 3), ('observer', 'conv3'), ('bytes', []), ('seconds', -1), ('set', 7), ('scored_by', [])])
 def test_a_wrong_value_is_named(field, value, tmp_path):
     (tmp_path / 'bad.json').write_text(json.dumps({**RESULT, field: value}))
     with pytest.raises(ValueError, match=rf'bad\.json: {field} is .*it should be'): report.write_report(tmp_path, tmp_path / 'out')
@@ -158,7 +158,7 @@ def test_a_report_knows_the_published_numbers_that_a_table_does(student, top1):
 
 def test_nothing_is_changed():
     before = json.dumps(RESULT)
-    report.cells([{**RESULT, 'file': 'a.json'}]), report.check_result(RESULT)
+    report.cells([{**RESULT, 'file': 'a.json'}]), report.check_result(RESULT), report.check_result({**RESULT, 'set': '0' * 16})
     assert json.dumps(RESULT) == before
 
 
