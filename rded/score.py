@@ -396,16 +396,24 @@ EVERY = 5.0  # seconds between two files, at least
 
 class Kept:
     "Rows of scored parts in the files of a folder."
-    def __init__(self, folder, key): # no folder: nothing is kept
-        self.folder, self.key, self.saved, self.start, self.last = folder and Path(folder), key, 0, time.monotonic(), time.monotonic()
+    def __init__(self, folder, key, chunk): # no folder: nothing is kept
+        self.folder, self.about, self.saved, self.start, self.last = folder and Path(folder), {'key': key, 'chunk': chunk}, 0, time.monotonic(), time.monotonic()
+
+    def _files(self):
+        "(path, rows, what is told of them) of every file; nothing is told by a damaged one."
+        for path in sorted(self.folder.glob('*.safetensors')) if self.folder else []:
+            try: yield path, *load_tensors(path)
+            except ValueError: yield path, {}, {}
+
+    def chunk(self):
+        "The smallest chunk, ours included, under our key: what an earlier run had to come down to."
+        return min(told['chunk'] for told in (self.about, *(told for *_, told in self._files())) if told.get('key') == self.about['key'])
 
     def read(self):
-        "[{name: rows}] of every file under our key; others are removed."
+        "[{name: rows}] of every file under our key and of our chunk; others are removed."
         found = []
-        for path in sorted(self.folder.glob('*.safetensors')) if self.folder else []:
-            try: rows, about = load_tensors(path)
-            except ValueError: about = {}
-            if about.get('key') == self.key: found.append(rows)
+        for path, rows, told in self._files():
+            if told == self.about: found.append(rows)
             else: path.unlink(missing_ok=True)
         return found
 
@@ -413,7 +421,7 @@ class Kept:
         "Write what is new in `columns`, if it is time."
         now = time.monotonic()
         if not self.folder or now - self.last < max(EVERY, (now - self.start) / 50): return
-        try: save_tensors(self.folder / f'{secrets.token_hex(8)}.safetensors', columns.rows(self.saved), {'key': self.key})
+        try: save_tensors(self.folder / f'{secrets.token_hex(8)}.safetensors', columns.rows(self.saved), self.about)
         except (OSError, ValueError) as error: self._give_up(error)
         self.saved, self.last = columns.filled, time.monotonic()
 
@@ -473,11 +481,11 @@ def _mend(draw, cutting, judge, columns, torn, workers):
             told += [[part[2], *one] for one in broken]
     return told
 
-def _scored(draw, cutting, judge, folder, exact, workers, waiting, progress):
+def _scored(draw, cutting, judge, keep, exact, workers, waiting, progress):
     "(Columns of all ranks, (source, reason) of every broken image, what refining did); `torch.OutOfMemoryError` on every rank where a chunk is too big for one."
     first, too_big = judge if exact is None else judge.quick(), torch.OutOfMemoryError
     columns = Columns(sum(min(draw.preselect, n) for n in draw.images.counts()), cutting.crops, judge.device)
-    kept = Kept(folder if (key := folder and _key(draw, cutting, judge, exact is not None)) else None, key)
+    kept = Kept(*keep, judge.chunk)
     numbers = _left(kept, columns, draw)
     torn = ranks.agreed(lambda: _stream(draw, cutting, first, columns, kept, numbers, workers, waiting, progress), too_big)
     torn = sum(ranks.shared(torn), [])
@@ -514,7 +522,8 @@ def score_images(
     cutting, judge = Cutting(seed, crops, tuple(scale), cell_size(size, factor)), Judge(observer, size, canvas, device, chunk or each * crops)
     draw = Draw(images, preselect, PART * each if device == 'cpu' else each, seed)
     screened = ranks.first(lambda: exact is not None and hasattr(observer, 'in_bfloat16') and pick_precision(precision, device) == 'bfloat16')
-    columns = None
+    keep = (keep, key) if (key := keep and _key(draw, cutting, judge, bool(screened))) else (None, None)
+    judge, columns = replace(judge, chunk=min(ranks.shared(Kept(*keep, judge.chunk).chunk()))), None
     while columns is None:
         try: columns, broken, refined = _scored(draw, cutting, judge, keep, exact if screened else None, workers, max(1, batch // (draw.each * crops)), progress or (lambda it, *_: it))
         except torch.OutOfMemoryError: judge = judge.smaller()
