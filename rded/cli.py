@@ -253,7 +253,7 @@ def verify(args, progress):
     result = distilled.verify(args.set, args.workers, progress, _sources(args))
     wrong = {k: v for k, v in result.items() if isinstance(v, list) and v}
     told = '; '.join(f'{len(v)} {k.replace("_", " ")} ({v[0]}{", …" if len(v) > 1 else ""})' for k, v in wrong.items())
-    remedy = 'find the original images' if all(k.endswith('sources') for k in wrong) else 'make it again with `rded rebuild`'
+    remedy = 'find the original images' if all(k.endswith('sources') for k in wrong) else 'fetch the manifest again' if 'wrong_boxes' in wrong else 'make it again with `rded rebuild`'
     if wrong: raise Unsound(f'{args.set} is not what its manifest says: {told}: {remedy}', result)
     moved = result.get('moved_sources')
     print(f"{args.set}: all {result['images']} images are as the manifest says" + (', and so are their sources' if args.data else '') + (f' ({moved} of them moved)' if moved else ''))

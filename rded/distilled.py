@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'PACKED', 'ABOUT', 'IMAGE', 'KEYS', 'LICENCES', 'IMAGENET', 'OWN', 'FOLDER', 'TRAIN', 'CHOSEN', 'REAL',
            'LIMITS', 'RESULT', 'through_jpeg', 'jpeg_setting', 'stitch', 'safe_name', 'folder_names', 'Table',
            'pixel_hash', 'set_digest', 'DistilledSet', 'versions', 'described', 'assemble', 'synthesised', 'build',
-           'manifest_text', 'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'check_length', 'save',
+           'manifest_text', 'write_manifest', 'manifest_bytes', 'read_manifest', 'png_bytes', 'checked', 'save',
            'altered', 'load', 'escaped', 'code', 'licence', 'belongs', 'title', 'card', 'stored_bytes', 'trace',
            'verify', 'locate', 'version_changes', 'rebuild', 'compare']
 
@@ -374,14 +374,18 @@ def _write(root, file, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
-def check_length(distilled):
-    "`ValueError` where the manifest is of more images, or of fewer."
-    told = len(distilled.manifest['images']) if distilled.manifest else len(distilled)
-    if told != len(distilled): raise ValueError(f'the manifest is of {told} images, the set has {len(distilled)}: cut its list of images likewise, or make the set without a manifest')
+def checked(distilled):
+    "The set, if its images and labels are those of its manifest; `ValueError` naming the first that is not."
+    if not distilled.manifest: return distilled
+    entries = distilled.manifest['images']
+    if len(entries) != len(distilled): raise ValueError(f'the manifest is of {len(entries)} images, the set has {len(distilled)}: cut its list of images likewise, or make the set without a manifest')
+    wrong = next((image['file'] for image, x, y in zip(entries, distilled.x, distilled.y.tolist()) if (pixel_hash(x), y) != (image['hash'], image['label'])), None)
+    if wrong: raise ValueError(f'{altered(wrong)}; a set that was changed on purpose goes without a manifest')
+    return distilled
 
 def save(self, path, workers=0):
-    "Write images, manifest and card to the folder `path`, all or nothing. `ValueError` if it holds anything."
-    check_length(self)
+    "Write images, manifest and card to the folder `path`, all or nothing. `ValueError` if it holds anything, or the manifest is not of this set."
+    checked(self)
     with atomic_dir(path) as root:
         _each(lambda item: _write(root, item[0], png_bytes(item[1])), zip(self.files, self.x), workers, None, 'saving')
         if self.manifest: _write(root, 'rded.json', manifest_text(self.manifest).encode('utf-8', 'backslashreplace'))
@@ -412,6 +416,7 @@ def _load_manifest(root, workers, check):
     files = [_inside(root, image['file']) for image in manifest['images']]
     hashes = [image['hash'] if check else None for image in manifest['images']]
     x = _same_size(_each(lambda one: _stored(*one), zip(files, hashes), workers, None, 'loading'), files)
+    if check and x.shape[-1] != manifest['settings']['size']: raise ValueError(f"{root}/rded.json: its settings tell of {manifest['settings']['size']} pixels a side, {manifest['images'][0]['file']} has {x.shape[-1]}: fetch the manifest again")
     y = torch.tensor([image['label'] for image in manifest['images']], dtype=torch.long)
     return DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest)
 
@@ -664,15 +669,17 @@ def trace(
     return found, moved, {item: now.get(item, 'missing') for item in lost if item not in found}
 
 # %% ../nbs/14_distilled.ipynb #3df6646b
-def _held(root, file):
-    "Pixel hash of an image file; '' where it cannot be read, or is a link out of the folder."
-    try: return pixel_hash(to_tensor(read_image(_inside(root, file)))) if _inside(root, file).is_file() else ''
+def _held(root, file, size):
+    "Pixel hash of an image file; '' where it cannot be read, has another size, or is a link out of the folder."
+    try: x = to_tensor(read_image(_inside(root, file))) if _inside(root, file).is_file() else None
     except ValueError: return ''
+    return pixel_hash(x) if x is not None and x.shape[1:] == (size, size) else ''
 
-def _lying(root):
-    "Files under root/images, and folders without any; not the hidden ones that file managers leave."
-    for path in sorted(Path(root, 'images').rglob('*')):
-        if path.is_dir(): shown = not any(path.iterdir())
+def _lying(root, classes):
+    "Files under root/images, not the hidden ones that file managers leave; and folders that are links, empty, or would pass for one more class."
+    images = Path(root, 'images')
+    for path in sorted(images.rglob('*')):
+        if path.is_dir(): shown = path.is_symlink() or not any(path.iterdir()) or path.parent == images and path.name not in classes
         else: shown = not path.name.startswith('.') or path.suffix.lower() in EXTENSIONS
         if shown: yield path.relative_to(root).as_posix() + '/' * path.is_dir()
 
@@ -686,8 +693,8 @@ def verify(
     if not Path(path, 'rded.json').is_file(): raise ValueError(f'{path} holds no rded.json: there is nothing to verify against')
     manifest = read_manifest(Path(path, 'rded.json'))
     folders, wanted = folder_names(manifest['classes']), {image['file']: image['hash'] for image in manifest['images']}
-    there = sorted({*_lying(path), *(file for file in wanted if _inside(path, file).is_file())})
-    held = dict(zip(there, _each(lambda file: _held(path, file), there, workers, progress, 'verifying')))
+    there = sorted({*_lying(path, {Path(file).parent.name for file in wanted}), *(file for file in wanted if _inside(path, file).is_file())})
+    held = dict(zip(there, _each(lambda file: _held(path, file, manifest['settings']['size']), there, workers, progress, 'verifying')))
     astray = {pixels for file, pixels in wanted.items() if held.get(file) != pixels}
     misplaced = {file for file in held if held[file] in astray and wanted.get(file) != held[file]}    # pixels that belong elsewhere
     misplaced |= {image['file'] for image in manifest['images'] if Path(image['file']).parent.as_posix() != f'images/{folders[image["label"]]}'}
@@ -697,10 +704,21 @@ def verify(
     if images is not None: report |= _sources_report(manifest, images, workers, progress)
     return dict(ok=not any(value for value in report.values() if isinstance(value, list)), images=len(wanted), **report)
 
+def _outside(manifest, images, found, workers, progress):
+    "Files of the images that would be cut from beyond the edge of a source."
+    boxes = {}
+    for image in manifest['images']:
+        for p in image['patches']: boxes.setdefault(found.get((p['source'], p['content'])), []).append((image['file'], p['box']))
+    boxes.pop(None, None)
+    def beyond(i):
+        img = images.image(i)
+        return [file for file, (top, left, height, width) in boxes[i] if top + height > img.height or left + width > img.width]
+    return sorted(set().union(*_each(beyond, boxes, workers, progress, 'checking boxes')))
+
 def _sources_report(manifest, images, workers, progress):
-    "Sources that changed, that are missing, and how many moved."
-    _, moved, gone = trace(manifest, images, workers, progress)
-    return {'changed_sources': [source for (source, _), now in gone.items() if now != 'missing'],
+    "Sources that changed, that are missing, and how many moved; images with a box that is not inside its source."
+    found, moved, gone = trace(manifest, images, workers, progress)
+    return {'wrong_boxes': _outside(manifest, images, found, workers, progress), 'changed_sources': [source for (source, _), now in gone.items() if now != 'missing'],
             'missing_sources': [source for (source, _), now in gone.items() if now == 'missing'], 'moved_sources': len(moved)}
 
 # %% ../nbs/14_distilled.ipynb #2f17abae
@@ -743,7 +761,7 @@ def _difference(x, old, differing, folder):
     apart = []
     for j, image in enumerate(old['images']):
         was = _old_pixels(folder, image) if folder and image['file'] in differing else None
-        if was is not None: apart.append(int((was.int() - x[j].int()).abs().max()))
+        if was is not None and was.shape == x[j].shape: apart.append(int((was.int() - x[j].int()).abs().max()))
     return dict(images=len(x), differing=len(differing), compared=len(apart), largest=max(apart) if apart else None if differing else 0)
 
 def _renewed(old, x, moved):

@@ -12,19 +12,11 @@ from pathlib import Path
 
 import torch
 
-from .distilled import RESULT, DistilledSet, altered, belongs, card, check_length, folder_names, licence, manifest_text, pixel_hash, png_bytes, read_manifest, title
+from .distilled import RESULT, DistilledSet, belongs, card, checked, folder_names, licence, manifest_text, png_bytes, read_manifest, title
 from .files import atomic_dir, check_fields, read_json
 from .images import read_image, show_images, to_tensor
 
 # %% ../nbs/15_export.ipynb #11ebc9d3
-def _checked(distilled):
-    "The set, if its pixels are what its manifest says; `ValueError` naming the first that are not."
-    check_length(distilled)
-    entries = distilled.manifest['images'] if distilled.manifest else []
-    wrong = next((image['file'] for image, x in zip(entries, distilled.x) if pixel_hash(x) != image['hash']), None)
-    if wrong: raise altered(wrong)
-    return distilled
-
 def class_names(distilled):
     "A name for each class, no two alike."
     names = [name.encode('utf-8', 'replace').decode() for name in distilled.names]
@@ -81,7 +73,7 @@ def webdataset(
     progress=None,
 ):
     "Write the set as tar shards for WebDataset, with manifest and card, all or nothing."
-    parts, text = _parts(_checked(distilled), each), card(distilled, WEBDATASET, results, terms)
+    parts, text = _parts(checked(distilled), each), card(distilled, WEBDATASET, results, terms)
     with atomic_dir(out) as root:
         for k, rows in enumerate((progress or (lambda it, *_: it))(parts, 'shards', len(parts))):
             Path(root, f'train-{k:05d}.tar').write_bytes(_shard(distilled, rows))
@@ -189,7 +181,7 @@ def huggingface(
 ):
     "Write the set as a folder that `datasets.load_dataset` opens and the hub shows: Parquet, README.md, manifest; all or nothing."
     arrow, parquet = _pyarrow()
-    parts, schema = _parts(_checked(distilled), each), _schema(arrow, class_names(distilled))
+    parts, schema = _parts(checked(distilled), each), _schema(arrow, class_names(distilled))
     text, _ = card(distilled, HUGGINGFACE, results, terms), front_matter(distilled, terms=terms)    # before anything is written
     with atomic_dir(out) as root:
         Path(root, 'data').mkdir()
@@ -244,7 +236,7 @@ def load(
     if [label for _, label in samples] != [image['label'] for image in manifest['images']]: raise ValueError(f'{path}: its labels are not those of its manifest')
     x = torch.stack([_pixels(content, image, manifest['settings']['size'], path) for (content, _), image in zip(samples, manifest['images'])])
     y = torch.tensor([label for _, label in samples])
-    return _checked(DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest))
+    return checked(DistilledSet(x, y, manifest['classes'], manifest.get('wnids'), manifest.get('names'), manifest))
 
 # %% ../nbs/15_export.ipynb #b6b5212f
 def results_for(

@@ -206,6 +206,22 @@ def test_a_box_outside_its_source_names_it(digits):
     with pytest.raises(ValueError, match=f"{made.patches[3]['source']}: box .* is not inside"): rebuild(made.manifest, digits)
 
 
+def test_a_manifest_that_is_wrong_about_its_images_is_found(tmp_path, digits, capsys):
+    make(digits).save(tmp_path / 'set')
+    file = tmp_path / 'set' / 'rded.json'
+    told = json.loads(file.read_text())
+    assert verify(tmp_path / 'set', images=digits)['ok']
+    file.write_text(json.dumps({**told, 'settings': {**told['settings'], 'size': 18}}))
+    with pytest.raises(ValueError, match=r'rded.json: its settings tell of 18 pixels a side, images/0/00000.png has 16'): DistilledSet.load(tmp_path / 'set')
+    assert len(verify(tmp_path / 'set')['changed']) == 20 and main(['verify', str(tmp_path / 'set')]) == 2
+    again = rebuild(file, digits)
+    assert again.size == 18 and again.difference == dict(images=20, differing=20, compared=0, largest=None)
+    told['images'][0]['patches'][0]['box'] = [0, 0, 300, 300]
+    file.write_text(json.dumps(told))
+    assert verify(tmp_path / 'set', images=digits)['wrong_boxes'] == ['images/0/00000.png']
+    assert main(['verify', str(tmp_path / 'set'), '--data', 'digits']) == 2 and '1 wrong boxes (images/0/00000.png): fetch the manifest again' in capsys.readouterr().err
+
+
 def test_one_edited_pixel_is_found(tmp_path, digits):
     make(digits).save(tmp_path / 'set')
     path = tmp_path / 'set' / 'images' / '4' / '00001.png'
@@ -239,6 +255,16 @@ def test_what_lies_elsewhere_or_does_not_belong_is_found(tmp_path, digits):
     assert report['missing'] == ['images/4/00001.png'] and report['changed'] == ['images/1/00000.png', 'images/2/00000.png']
     assert report['misplaced'] == ['images/1/00000.png', 'images/2/00000.png', 'images/7/00005.png']
     assert report['unexpected'] == ['images/3/._00000.png', 'images/9/00009.png', 'images/empty/']
+
+
+def test_no_folder_that_would_pass_for_a_class_is_overlooked(tmp_path, digits):
+    "torchvision's ImageFolder takes every folder for a class, hidden and linked ones, too."
+    make(digits).save(tmp_path / 'set')
+    images = tmp_path / 'set' / 'images'
+    (images / '5').rename(images / '.five'), (images / '5').symlink_to('.five', target_is_directory=True), (images / '4-more').symlink_to('4', target_is_directory=True)
+    for name in ('.ipynb_checkpoints', '0-more'): (images / name).mkdir(), (images / name / '.gitkeep').write_bytes(b'')
+    report = verify(tmp_path / 'set')
+    assert not report['ok'] and [file for file in report['unexpected'] if file.endswith('/')] == ['images/.five/', 'images/.ipynb_checkpoints/', 'images/0-more/', 'images/4-more/', 'images/5/']
 
 
 def test_verify_looks_at_the_sources_when_it_has_them(tmp_path, folder, digits):
