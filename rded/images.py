@@ -76,12 +76,12 @@ def _upright(img):
     except Exception: return img
 
 def _eight_bits(img, deep):
-    "Grey of 16 bits as 8 bits: 0 stays black, 65535 becomes white. Values up to 255 are 8 bits already unless `deep`."
+    "Grey of 16 bits as 8 bits: 0 stays black, 65535 becomes white, and so does the value that is transparent. Values up to 255 are 8 bits already unless `deep`."
     values = np.asarray(img)
     if values.dtype.kind not in 'iu' or values.min() < 0 or values.max() > 65535:
         raise ValueError(f'values of mode {img.mode} beyond 16 bits: convert it to 8 bits')
-    if not deep and values.max() <= 255: return Image.fromarray(values.astype(np.uint8))
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    grey = values if not deep and values.max() <= 255 else (values.astype(np.uint32) + 128) // 257
+    return Image.fromarray(np.where(values == img.info.get('transparency', -1), 255, grey).astype(np.uint8))
 
 def _on_white(img):
     "An image with transparency, laid on white."
