@@ -148,7 +148,7 @@ def place(
     p = x.shape[-1]
     if p > size: raise ValueError(f'patches of {p} pixels do not fit on a canvas of {size}')
     if p == size: return x
-    if canvas == 'enlarge': return F.interpolate(x.flatten(0, -4), size=(size, size), mode='bilinear').view(*x.shape[:-2], size, size)
+    if canvas == 'enlarge': return F.interpolate(x.reshape(-1, *x.shape[-3:]), size=(size, size), mode='bilinear').view(*x.shape[:-2], size, size)
     mean, start = torch.as_tensor(mean, dtype=x.dtype, device=x.device), (size - p) // 2
     out = mean[:, None, None].expand(*x.shape[:-2], size, size).clone()
     out[..., start:start + p, start:start + p] = x
