@@ -23,7 +23,7 @@ import torch
 from . import baselines, datasets, models, ranks, resume
 from .distilled import DistilledSet, build, described, jpeg_setting, stored_bytes, versions
 from .evaluate import evaluate
-from .evidence import look
+from .evidence import check_shows, look
 from .files import check_same, load_tensors, locked, read_json, writable, write_json
 from .labels import FixedLabels, HardLabels, LiveLabels, check_answers
 from .observer import Observer, check_class_order, get_observer, match_columns, train_observer
@@ -47,8 +47,8 @@ def distill(
     progress=None          # progress(iterable, label, total)
 ) -> DistilledSet:         # on rank 0; the other ranks score, and get None
     "RDED: score crops of drawn images, keep the best, stitch them (paper, algorithm 1)."
-    if images.scan: images.scan.check(recipe.preselect, seed)
     judged_by = looks_at(recipe.selection)
+    if judged_by != 'score': check_shows(observer)
     check_strategy(recipe.selection, sum(min(n, recipe.preselect) for n in images.counts()), len(getattr(observer, 'nets', ())))
     best = recipe.ipc * recipe.factor ** 2 if recipe.selection == 'top' else None  # other selections look at all scores
     candidates = score_images(images, observer, size=recipe.size, preselect=recipe.preselect, crops=recipe.crops, factor=recipe.factor, canvas=recipe.canvas,

@@ -286,10 +286,11 @@ class Judge:
         warnings.warn(f'too little memory on {self.device} for {self.chunk} crops: scoring again from the start, {self.chunk // 2} crops at once')
         return replace(self, chunk=self.chunk // 2)
 
-def _check(images, observer, size, canvas, preselect, crops):
+def _check(images, observer, size, canvas, preselect, crops, seed):
     "`ValueError` for what cannot be scored."
     if canvas not in CANVASES: raise ValueError(f'canvas {canvas!r}: choose one of {", ".join(CANVASES)}')
     if preselect < 1: raise ValueError(f'preselect {preselect}: draw at least 1 image a class')
+    if images.scan: images.scan.check(preselect, seed)
     if crops < 1: raise ValueError(f'{crops} crops an image: take at least 1')
     if observer.size and observer.size != size: raise ValueError(f'observer {observer.name} looks at {observer.size} pixels, size {size} is asked')
     if list(observer.classes) != list(images.classes):
@@ -517,7 +518,7 @@ def score_images(
     progress=None,       # progress(iterable, label, total)
 ):
     "Score K crops of M drawn images a class and keep the best of each image: `Candidates`, the same on every rank. `ValueError` for scores that are not numbers."
-    _check(images, observer, size, canvas, preselect, crops)
+    _check(images, observer, size, canvas, preselect, crops, seed)
     each = chunk_images(size, crops, device)
     cutting, judge = Cutting(seed, crops, tuple(scale), cell_size(size, factor)), Judge(observer, size, canvas, device, chunk or each * crops)
     draw = Draw(images, preselect, PART * each if device == 'cpu' else each, seed)
@@ -545,6 +546,12 @@ def _candidates(images, columns, broken, settings, environment):
 # %% ../nbs/13_score.ipynb #9db51268
 TOLERANCE = 1e-3  # in realism: float32 scores of one patch differ by less between devices and libraries
 
+def _unread(candidates, images):
+    "{class: reasons} of the images that could not be read."
+    label, found = dict(zip(images.sources, images.y.tolist())), {}
+    for source, reason in candidates.broken: found.setdefault(label[source], []).append(reason)
+    return found
+
 def choose(
     candidates,      # Candidates
     images,          # the ImageSet they come from
@@ -556,7 +563,7 @@ def choose(
 ):
     "Which candidates make which image: rows, LongTensor [C,ipc,N]. `ValueError` that says what would fit."
     check_fits(images.counts(), ipc, factor, images.names, candidates.settings.get('preselect'))
-    check_fits(candidates.drawn, ipc, factor, images.names)
+    check_fits(candidates.drawn, ipc, factor, images.names, unread=_unread(candidates, images))
     identities = np.array([images.ids[i] for i in candidates.index.tolist()])
     order = torch.from_numpy(identities.argsort(kind='stable').argsort(kind='stable'))
     ranked = pick(strategy, candidates.score, candidates.label, factor ** 2 * ipc, order, len(candidates.drawn), seed, evidence)

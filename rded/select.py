@@ -60,6 +60,7 @@ def check_fits(
     factor,         # cells along a side: a distilled image takes factor² of them
     names=None,     # of the classes
     preselect=None, # images drawn of each class, at most
+    unread=None,    # {class: reasons} of images beside those that could not be read
 ):
     "`ValueError` that says what would fit, unless every class gives factor² · ipc candidates."
     if ipc < 1: raise ValueError(f'ipc {ipc}: take at least 1 image a class')
@@ -67,7 +68,9 @@ def check_fits(
     most, asked = min(counts), factor ** 2 * ipc
     drawn = min(most, preselect or most)
     if asked <= drawn: return
-    where = 'are drawn of each class' if drawn < most else f'are in class {(names or range(len(counts)))[list(counts).index(most)]!r}'
+    least = list(counts).index(most)
+    name, lost = (names or range(len(counts)))[least], (unread or {}).get(least)
+    where = 'are drawn of each class' if drawn < most else f'of class {name!r} can be read and {len(lost)} cannot, the first {lost[0]}' if lost else f'are in class {name!r}'
     remedies = ' or '.join(_remedies(most, drawn, ipc, factor)) or 'nothing'
     raise ValueError(f'ipc {ipc} at factor {factor} takes {asked} images a class, {drawn} {where}: {remedies} would fit')
 

@@ -1,4 +1,5 @@
 """Strategies hold for any scores and features: no order of arrival, no candidate twice, and what their names promise."""
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import naive
-from rded import datasets, evidence, models, observer, score, select
+from rded import datasets, evidence, models, observer, pipeline, recipes, score, select
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2 ** 32 - 1)
@@ -46,6 +47,15 @@ def test_a_class_does_not_depend_on_the_others(name):
     ranks = identity[some].argsort().argsort()
     alone = select.pick(name, scores[some], labels[some], 3, ranks, 2, 7, rows_of(seen, some))
     assert torch.equal(some[alone], select.pick(name, scores, labels, 3, identity, 3, 7, seen)[:2])
+
+
+@pytest.mark.parametrize('name', [name for name, (wanted, _) in select.STRATEGIES.items() if wanted != 'logits' and name != 'random'])
+def test_a_class_does_not_depend_on_its_number(name):
+    "`random` draws by it; columns of logits are classes, too, and the order of a sum may round otherwise."
+    scores, labels, identity, seen = problem(5)
+    some = (labels > 0).nonzero()[:, 0]
+    alone = select.pick(name, scores[some], labels[some] - 1, 3, identity[some].argsort().argsort(), 2, 7, rows_of(seen, some))
+    assert torch.equal(some[alone], select.pick(name, scores, labels, 3, identity, 3, 7, seen)[1:])
 
 
 @quick
@@ -140,3 +150,8 @@ def test_an_observer_without_networks_has_no_features(eyes):
     digits, _ = eyes
     with pytest.raises(ValueError, match='nearest-mean shows no networks'):
         evidence.look(digits, torch.tensor([0]), torch.tensor([[0, 0, 16, 16]]), naive.NearestMean(digits, 16), size=16)
+
+
+def test_an_observer_without_features_is_refused_before_anything_is_scored():
+    recipe, eyes = replace(recipes.get('digits-conv3-ipc10'), selection='k-centre'), SimpleNamespace(name='eyes.pth', nets=[SimpleNamespace(body=torch.nn.Conv2d(3, 10, 1))])
+    with pytest.raises(ValueError, match='observer eyes.pth: Conv2d has no linear layer'): pipeline.distill(recipe, datasets.load('digits', 'train'), eyes)

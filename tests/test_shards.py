@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from rded import baselines, cli, datasets, distilled, export, pipeline, recipes, shards
+from rded import baselines, cli, datasets, distilled, export, pipeline, recipes, score, shards
 from rded.models import build
 from rded.observer import get_observer, train_observer
 
@@ -489,6 +489,8 @@ def broken_rows(rows, n):
 def test_broken_images_are_replaced_and_a_lack_of_spares_is_said(tmp_path, rows, plain, eye):
     recipe = recipes.Recipe(**{**RECIPE, 'preselect': 10})
     few = datasets.load(deal(tmp_path / 'few', broken_rows(rows, 4), 2, by_folder), drawn=(0, 10, 4))
+    for more, said in ((dict(preselect=11), '11 images a class are asked, 10 were drawn'), (dict(preselect=10, seed=1), 'drawn for seed 0')):     # not what lies there of spares
+        with pytest.raises(ValueError, match=said): score.score_images(few, get_observer(str(eye), few, 16), size=16, **more)
     made, told = warned(lambda: pipeline.distill(recipe, few, get_observer(str(eye), few, 16)))
     assert len(made.manifest['broken']) == 4 and made.manifest['settings']['drawn'] == [10, 10] and not told
     many = datasets.load(deal(tmp_path / 'many', broken_rows(rows, 6), 2, by_folder), drawn=(0, 10, 4))
