@@ -330,7 +330,7 @@ def one_try(trial, fault, folder, dice, disturb):
 
 def tried(trial, fault, times, seed=0, disturb=None, at=None):
     "Try a fault on a command so many times: the row of a table."
-    dice, row = random.Random(f'{fault} {trial.name} {seed}'), {'fault': fault, 'command': trial.name, 'tried': 0, 'disturbed': 0, 'statuses': {}, 'kept': 0, 'wrong': 0, 'examples': []}
+    dice, row = random.Random(f'{fault} {trial.name} {seed}'), {'fault': fault, 'command': trial.name, 'tried': 0, 'disturbed': 0, 'statuses': {}, 'kept': 0, 'wrong': 0, 'examples': [], 'loose': trial.loose}
     if 'step' in fault: trial.steps = steps_of(trial)
     for _ in range(times):
         folder = trial.folder(at)

@@ -24,6 +24,7 @@ def test_every_fault_is_survived(found):
     tried = {r['fault'] for r in found['rows']}
     assert tried | set(found['left_out']) == {*faults.FAULTS, faults.SMALL_DISK, 'one image in twenty broken', 'an observer that answers NaN'}
     assert sum(r['disturbed'] for r in found['rows'] if 'SIGKILL' in r['fault']) > 8
+    assert {name for r in found['rows'] if r['fault'] in (*faults.FAULTS, faults.SMALL_DISK) for name in r['loose']} == set()    # every file is compared byte for byte, or as JSON
 
 
 def test_what_goes_wrong_would_be_seen(tmp_path):
