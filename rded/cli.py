@@ -747,7 +747,7 @@ COMMANDS = {    # name: (function, what it does, its own arguments)
     'rebuild': (rebuild, 'make a distilled set again from its manifest and the original images', {
         '--manifest': dict(required=True, help='a rded.json, also compressed: rded.json.gz, rded.json.xz'), '--data': dict(required=True, help=DATA),
         '--against': dict(metavar='DIR', help="the set as it was, to measure a difference (default: the manifest's own folder)"), '--out': dict(required=True, help='a new folder')}),
-    'info': (info, 'describe a distilled set, a manifest, or a folder of labels', {'set': dict(metavar='DIR')}),
+    'info': (info, 'describe a distilled set, a manifest, a folder of labels, or a network', {'set': dict(metavar='DIR')}),
     'export': (export, 'write a distilled set in the form that other code reads', {
         '--distilled': dict(required=True, help='a distilled set, or any folder of class folders'),
         '--format': dict(required=True, choices=tuple(FORMATS), help='; '.join(f'{k}: {v}' for k, v in FORMATS.items())),

@@ -390,7 +390,7 @@ BREAKS = {'no byte': lambda data: b'', 'one byte': lambda data: data[:1], 'the f
           'a check sum that is wrong': _bad_crc, 'an enormous size': _enormous, 'a link to nowhere': None}
 
 def break_images(folder, share=0.05, seed=0):
-    "Break a share of the images under train/, in every way in turn; {path: way}. A class loses at most a third."
+    "Break a share of the images under train/, in every way in turn; {path: way}."
     files, ways, done = sorted(Path(folder, 'train').rglob('*.png')), list(BREAKS), {}
     dice = random.Random(seed)
     dice.shuffle(files)

@@ -78,7 +78,7 @@ def make_set(
     method: str,       # a key of METHODS
     recipe, images, observer, seed: int = 0, **how
 ) -> DistilledSet:
-    "A distilled set, or a random one of the same size, by name."
+    "A set of the recipe's size by any of METHODS."
     if method not in METHODS: raise ValueError(f'unknown method {method!r}: choose from {", ".join(METHODS)}')
     return METHODS[method](recipe, images, observer, seed, **how)
 

@@ -606,12 +606,12 @@ def draw_cost(plans):
 
 # %% ../nbs/42_report.ipynb #61909da2
 def cross_grids(table):
-    "{(data set, IPC): {(observer, student): Cell}} of RDED as published, where at least two observers met two students."
+    "{(data set, IPC): {(observer, student): Cell}} of RDED as published, where there are several of both, and one met a student of another kind."
     grids = {}
     for c in _most_seeds(table):
         plain = c.method == 'rded' and c.training == 'paper' and c.observer.get('arch') and re.fullmatch(r'.*-ipc\d+', c.recipe)
         if plain: grids.setdefault((c.dataset, c.ipc), {}).setdefault((citable(c.observer['arch']), citable(c.student)), c)
-    return {key: grid for key, grid in sorted(grids.items()) if all(len({pair[k] for pair in grid}) > 1 for k in (0, 1))}
+    return {key: grid for key, grid in sorted(grids.items()) if all(len({pair[k] for pair in grid}) > 1 for k in (0, 1)) and any(teacher != student for teacher, student in grid)}
 
 def _heat(ax, key, grid):
     teachers, students = (sorted({pair[k] for pair in grid}) for k in (0, 1))
@@ -729,7 +729,7 @@ def draw_sets(rows):
     return fig
 
 # %% ../nbs/42_report.ipynb #bec19138
-BAD_HEAD = """Sound files damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
+BAD_HEAD = """Intact files, damaged on purpose. A damaged image is read or reported by name. A command that is given a malformed file refuses it in one line with status 2, or has no use for what is wrong with it ("no matter").
 """
 
 def damage_rows(bad):

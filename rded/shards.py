@@ -492,7 +492,6 @@ def _warn(base, shards, census):
     damaged = [f'{name} ({why})' for name, why in census.damaged.items()]
     if damaged: warnings.warn(f'{base}: {len(damaged)} of {len(shards)} shards are damaged: {"; ".join(damaged[:3])}{"; …" * (len(damaged) > 3)}. The rest of them is missing here: fetch them again', stacklevel=4)
     if census.trouble: warnings.warn(f'{base}: {"; ".join(census.trouble.told())}', stacklevel=4)
-    twice = Smallest(1)
     identities = [row[2] for key in census.kept for row in census.rows(key).values()]
     if len(set(identities)) < len(identities):
         first = next(a for a, b in zip(sorted(identities), sorted(identities)[1:]) if a == b)
