@@ -381,21 +381,27 @@ def beyond(table):
     "{(data set, student): {(IPC, training, with what was changed in it): Cell}}: RDED by the paper's training, `plus`, `long` and `steady`, and other choices of whole images by the latter three, labelled by an observer; of several observers the one with the most seeds, or each where settings or images are others."
     found = {}
     for c in _most_seeds(table):
-        named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', c.training)
+        named = re.fullmatch(r'(paper)|(plus|long|steady)(, (?!labels).*)?', _trained(c))
         if named and c.results[0]['observer'] and _plain(c) in RECIPES and (c.method == 'rded' or not named[1] and _chosen(c)):
             grid, changed = found.setdefault((c.dataset, c.student), {}), _changed(c)
             if (c.ipc, changed) in grid and ',' in changed: changed += f', {c.observer["sha256"][:8]}'
             grid.setdefault((c.ipc, changed), c)
     in_order = lambda cell: (cell[0][0], list(BEYOND).index(_named(cell[0][1])), cell[0][1])
-    return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items()) if any(training != 'paper' for _, training in grid)}
+    recipes = list(RECIPES)     # in the order of the paper's tables
+    place_first = lambda item: (min(recipes.index(_plain(c)) for c in item[1].values()), item[0])
+    return {place: dict(sorted(grid.items(), key=in_order)) for place, grid in sorted(found.items(), key=place_first) if any(training != 'paper' for _, training in grid)}
 
 def _most_seeds(table):
     "Cells in the order in which one of several observers stands for them; of those of the paper's training with as many seeds the best, so that a gain is one on our best."
-    return sorted(table, key=lambda c: (-c.top1.n, -c.top1.mean if c.training == 'paper' else 0))
+    return sorted(table, key=lambda c: (-c.top1.n, -c.top1.mean if _trained(c) == 'paper' else 0))
 
 def _chosen(cell): return cell.method != 'sre2l' and not cell.method.startswith('random')
 
-def _changed(cell): return cell.training + ('' if cell.method == 'rded' else f', {cell.method}')
+def _trained(cell):
+    "The name of a cell's training, without when its student was looked at."
+    return re.sub(r', evaluate (from|every) [\d.]+', '', cell.training)
+
+def _changed(cell): return _trained(cell) + ('' if cell.method == 'rded' else f', {cell.method}')
 
 def _named(training): return training.split(',')[0]
 
